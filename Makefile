@@ -1,0 +1,38 @@
+# make demo | test | check | format.  Each installs first, once, into .venv.
+PYTHON ?= python3.11
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.bigjko-installed
+OUT ?= runs/diabetes-$(shell date +%Y%m%d-%H%M%S)
+
+# One thread a worker: two workers that each start a thread per core only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: demo test check format install
+.DEFAULT_GOAL := test
+
+demo: install
+	$(BIN)/bigjko run examples/diabetes.toml --out "$(OUT)"
+
+test: check
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+install: $(INSTALLED)
+
+# The constraint keeps torch at the pinned release; .venv is made if it is not there, and reused if it is.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
+	touch $@

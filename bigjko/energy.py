@@ -1,0 +1,99 @@
+"""Energies F(p) = g(M p) + <V, p>: what a stepper goes down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from bigjko_kernels import Features, Grid
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import RiskError
+from .losses import Loss, Squared
+from .measure import ParticleMeasure
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """An energy on one node set: F(p) = g(M p) + <V, p>.
+
+    Attributes:
+        features: M.
+        loss, targets: g, and the labels (n,) it is bound to, in float64: everything in R^n is.
+        potential: V on the nodes, in the nodes' dtype.
+    """
+
+    features: Features
+    loss: Loss
+    targets: Float[Tensor, " n"]
+    potential: Tensor
+
+    def outputs(self, p: Tensor) -> Float[Tensor, " n"]:
+        """M p, in float64."""
+        return self.features.outputs(p)
+
+    def value(self, p: Tensor, outputs: Float[Tensor, " n"] | None = None) -> Float[Tensor, ""]:
+        """F(p), in float64; outputs spare a pass over the nodes."""
+        u = self.outputs(p) if outputs is None else outputs
+        return self.loss.value(u, self.targets) + (self.potential * p).sum(dtype=torch.float64)
+
+    def at(self, z: Float[Tensor, " n"]) -> Tensor:
+        """V + M^T z: the first variation of F where z = grad g(M p)."""
+        if z.numel() == 0:
+            return self.potential
+        return self.potential + self.features.potential(z.to(self.potential.dtype))
+
+
+class Energy(Protocol):
+    """Anything that can be put on a node set."""
+
+    def on(self, nodes: Grid | ParticleMeasure) -> Composite:
+        """The energy on these nodes."""
+        ...
+
+
+class _None(Features):
+    """No data: n = 0."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+
+    def outputs(self, p: Tensor) -> Tensor:
+        return torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+    def gram(self, p: Tensor) -> Tensor:
+        return torch.zeros(0, 0, dtype=torch.float64, device=self.device)
+
+    def slope2(self, z: Tensor) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Potential:
+    """F(p) = <V, p>, the case without data: Ornstein-Uhlenbeck, translations, learned energies.
+
+    Args:
+        V: maps coordinates (N, k) to values (N,).
+    """
+
+    V: Callable[[Float[Tensor, "N k"]], Float[Tensor, " N"]]
+
+    def on(self, nodes: Grid | ParticleMeasure) -> Composite:
+        """V at the nodes.
+
+        Raises:
+            RiskError: if V gives NaN or inf, or a wrong shape.
+        """
+        points = nodes.points() if isinstance(nodes, Grid) else nodes.positions
+        values = self.V(points)
+        if values.shape != points.shape[:1]:
+            raise RiskError(f"received V values of shape {tuple(values.shape)}, need ({points.shape[0]},): one a node")
+        if not bool(torch.isfinite(values).all()):
+            raise RiskError("received V values with NaN or inf among them, need finite numbers on every node")
+        targets = torch.zeros(0, dtype=torch.float64, device=points.device)
+        features = _None(nodes.shape, points.dtype, points.device)
+        return Composite(features, Squared(), targets, values.reshape(nodes.shape))

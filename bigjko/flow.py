@@ -1,0 +1,75 @@
+"""A flow: what was recorded while a stepper went down an energy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .measure import GridMeasure, ParticleMeasure
+from .neurons.base import Neurons
+from .status import Status
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """The record of one flow. Tensors of the record are float64, on the CPU.
+
+    Attributes:
+        name: of the stepper.
+        neurons: the way to use a measure, None for energies that are no network's.
+        times: (T,) physical times, from 0.
+        outputs: (T, n) of the network, in units of y.
+        risks: (T,) weight decay included.
+        masses: (T,) total masses.
+        stats: (T,) numbers of each recorded step, NaN at time 0.
+        status: how it ended.
+        saved_times: (S,) times of the saved measures.
+        measures: those measures, each with its own grid.
+    """
+
+    name: str
+    neurons: Neurons | None
+    times: Float[Tensor, " T"]
+    outputs: Float[Tensor, "T n"]
+    risks: Float[Tensor, " T"]
+    masses: Float[Tensor, " T"]
+    stats: dict[str, Float[Tensor, " T"]]
+    status: Status
+    saved_times: Float[Tensor, " S"]
+    measures: tuple[GridMeasure | ParticleMeasure, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def final(self) -> GridMeasure | ParticleMeasure:
+        """The last saved measure."""
+        return self.measures[-1]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The record as a Dataset with named dimensions, coordinates and units."""
+        from .store.zarr import to_xarray
+
+        return to_xarray(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write record and measures to a zarr store that does not exist yet."""
+        from .store.zarr import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> "Flow":
+        """Read a store that `save` wrote."""
+        from .store.zarr import load
+
+        return load(path)
+
+    def __repr__(self) -> str:
+        return (
+            f"Flow({self.name}, {self.status.name}, t = 0 to {float(self.times[-1]):.4g} in {len(self.times) - 1} "
+            f"records, risk {float(self.risks[0]):.4g} -> {float(self.risks[-1]):.4g})"
+        )

@@ -1,0 +1,11 @@
+"""Entropic JKO steps on a grid."""
+
+from .dual import DualSolver as DualSolver
+from .entropy import Debiased as Debiased
+from .entropy import Entropy as Entropy
+from .entropy import Plain as Plain
+from .problem import StepSolver as StepSolver
+from .scaling import ScalingSolver as ScalingSolver
+from .scheme import FirstOrder as FirstOrder
+from .scheme import Scheme as Scheme
+from .stepper import JKO as JKO

@@ -1,0 +1,189 @@
+"""The step by its n-dimensional dual: whatever the grid, n unknowns and two kernel applications an evaluation.
+
+    D(z) = -tau g*(z) + min over p of [T_eps(p, q) + <tau (V + M^T z) - d, p>],   grad D = tau (M p_z - grad g*(z))
+
+concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(q) (mathematics.md 2). Hess g* is known exactly, so a
+structured BFGS learns B alone, from the pairs (dz, -d M p_z).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from bigjko_kernels import LOG_ZERO
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import StepError
+from ..status import Status
+from .problem import Solution, StepProblem, StepSolver
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """The dual at z: gradient is grad D / tau = M p - grad g*(z)."""
+
+    z: Tensor
+    value: float
+    gradient: Tensor
+    log_p: Tensor
+    outputs: Tensor
+
+
+@dataclass(frozen=True)
+class DualSolver(StepSolver):
+    """NTK-preconditioned quasi-Newton on the dual, with a line search, kept inside the loss's dual box.
+
+    Args:
+        rtol: of the residual max |z - grad g(M p)|, relative to the larger of max |z| and max |grad g(0)|. Where
+            the dtype cannot reach it (float32), rounding of the log masses takes its place.
+        max_evaluations: per pass.
+
+    Cost: 3 to 16 evaluations a pass, two kernel applications each, whatever eps and h; one n x n factorisation each.
+    """
+
+    rtol: float = 1e-8
+    max_evaluations: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rtol < 1 or self.max_evaluations < 1:
+            raise StepError(
+                f"received rtol = {self.rtol} and max_evaluations = {self.max_evaluations}, "
+                "need 0 < rtol < 1 and at least one evaluation"
+            )
+
+    def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
+        """See StepSolver."""
+        energy, y = problem.energy, problem.energy.targets
+        low, high = energy.loss.dual_box(y)
+        point, z = None, _inside(z0, low, high)
+        for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
+            point = _evaluate(problem, z)
+            if point is not None:
+                break
+            z = _inside(z / 2, low, high)
+        if point is None:
+            return _failed(problem, z, curvature)
+
+        evaluations, B = 1, curvature
+        while True:
+            residual, tolerance = _residual(problem, point), self._tolerance(problem, point)
+            if not math.isfinite(residual):
+                status = Status.not_finite
+                break
+            if residual <= tolerance:
+                status = Status.ok
+                break
+            hessian = B + torch.diag(energy.loss.conjugate_curvature(point.z, y))
+            direction = torch.linalg.solve(hessian, point.gradient)
+            found, spent = self._search(problem, point, direction, low, high, self.max_evaluations - evaluations)
+            evaluations += spent
+            if found is None:
+                status = Status.dual_stalled
+                break
+            B = _learn(B, found.z - point.z, point.outputs - found.outputs)
+            point = found
+        return Solution(
+            point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status
+        )
+
+    def _tolerance(self, problem: StepProblem, point: _Point) -> float:
+        """rtol, or what rounding of log p makes of p: 4 ulp of the largest |log p| that carries mass."""
+        if self.rtol >= _COARSE:
+            return self.rtol
+        carrying = point.log_p > point.log_p.max() - _LIGHT
+        largest = float(torch.where(carrying, point.log_p, 0.0).abs().max()) + _span(problem)
+        return max(self.rtol, 4 * torch.finfo(point.log_p.dtype).eps * largest)
+
+    def _search(
+        self, problem: StepProblem, point: _Point, direction: Tensor, low: Tensor, high: Tensor, budget: int
+    ) -> tuple[_Point | None, int]:
+        """A step along which D has not yet turned down by more than half its first slope.
+
+        The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
+        """
+        alpha = 1.0
+        for spent in range(1, budget + 1):
+            z = _inside(point.z + alpha * direction, low, high, point.z)
+            found = _evaluate(problem, z)
+            if found is None:
+                alpha /= 2
+                continue
+            move = z - point.z
+            first, last = float(move @ point.gradient), float(move @ found.gradient)
+            noise = _NOISE * (1 + abs(point.value))
+            if first <= 0:
+                return None, spent
+            if last >= -first / 2 and found.value >= point.value - noise:
+                return found, spent
+            alpha *= max(0.1, min(0.5, first / (first - last)))
+            if alpha < _SHORTEST:
+                return None, spent
+        return None, budget
+
+
+def _evaluate(problem: StepProblem, z: Tensor) -> _Point | None:
+    """D and its gradient at z, or None where the growing mass makes it infinite."""
+    energy, y = problem.energy, problem.energy.targets
+    h = problem.tau * energy.at(z)
+    if not problem.transport.feasible(h, problem.d):
+        return None
+    response = problem.transport.respond(problem.log_q, h, problem.d)
+    log_p = response.log_p()
+    outputs = energy.outputs(log_p.exp())
+    value = float(response.value) - problem.tau * float(energy.loss.conjugate(z, y))
+    return _Point(z, value, outputs - energy.loss.conjugate_gradient(z, y), log_p, outputs)
+
+
+def _inside(z: Tensor, low: Tensor, high: Tensor, start: Tensor | None = None) -> Tensor:
+    """z pulled into the open box: from a start inside, at most 99% of the way to a wall."""
+    if start is None:
+        width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
+        return torch.minimum(torch.maximum(z, low + _WALL * width), high - _WALL * width)
+    return torch.minimum(torch.maximum(z, start - 0.99 * (start - low)), start + 0.99 * (high - start))
+
+
+def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
+    """The BFGS update of B for B move = change; skipped where the pair says nothing of a convex function."""
+    if float(move @ change) <= 1e-14 * float(move.norm() * change.norm()):
+        return B
+    image = B @ move
+    pull = float(move @ image)
+    if pull > 0:
+        B = B - torch.outer(image, image) / pull
+    return B + torch.outer(change, change) / (move @ change)
+
+
+def _residual(problem: StepProblem, point: _Point) -> float:
+    loss, y = problem.energy.loss, problem.energy.targets
+    if y.numel() == 0:
+        return 0.0 if math.isfinite(point.value) else math.nan
+    scale = torch.maximum(point.z.abs().max(), loss.gradient(torch.zeros_like(y), y).abs().max())
+    return float((point.z - loss.gradient(point.outputs, y)).abs().max() / scale.clamp(min=1e-300))
+
+
+def _gap(problem: StepProblem, point: _Point) -> float:
+    loss, y = problem.energy.loss, problem.energy.targets
+    u, z = point.outputs, point.z
+    return problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - (z * u).sum())
+
+
+def _span(problem: StepProblem) -> float:
+    """Largest exponent of the kernel's argument that rounding acts on: it grows as eps falls."""
+    carrying = problem.log_q > problem.log_q.max() - _LIGHT
+    exponent = (problem.d - problem.tau * problem.energy.potential) / problem.transport.epsilon
+    exponent = exponent.masked_fill(~carrying | (exponent == LOG_ZERO), 0.0)
+    return float(exponent.abs().max())
+
+
+def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
+    outputs = problem.energy.outputs(problem.log_q.exp())
+    return Solution(problem.log_q, outputs, z, curvature, _HALVINGS, math.nan, math.nan, Status.infeasible)
+
+
+_HALVINGS = 40
+_WALL = 1e-6  # share of the dual box kept free of the start: g* is infinite in slope on the wall
+_NOISE = 1e-9  # a drop of D below this share of |D| may be rounding in float32 kernels
+_SHORTEST = 1e-8
+_LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
+_COARSE = 1e-3

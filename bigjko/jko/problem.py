@@ -1,0 +1,65 @@
+"""One pass of a step as a problem, and its solution."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..energy import Composite
+from ..status import Status
+from ..transport import Transport
+
+
+@dataclass(frozen=True, eq=False)
+class StepProblem:
+    """min over p of T_eps(p, q) - <d, p> + tau F(p).
+
+    Attributes:
+        transport: T_eps.
+        energy: F.
+        log_q: the current measure.
+        d: the debiasing potential.
+        tau: the time step.
+        gram: (n, n) NTK of q, the curvature that F's dual borrows from the transport.
+    """
+
+    transport: Transport
+    energy: Composite
+    log_q: Float[Tensor, "*grid"]
+    d: Float[Tensor, "*grid"]
+    tau: float
+    gram: Float[Tensor, "n n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        log_p: the new measure.
+        outputs: (n,) M p.
+        z: (n,) the dual point, grad g(M p) up to the residual.
+        curvature: (n, n) what was learned of the dual's curvature, for the next pass.
+        evaluations: of the dual, or iterations of the scaling solver: two kernel applications each.
+        residual: max |z - grad g(M p)| over the larger of max |z| and max |grad g(0)|.
+        gap: primal minus dual, tau [g(u) + g*(z) - <z, u>]: certifies z, not d, the kernel or the mass.
+        status: ok, or why not.
+    """
+
+    log_p: Float[Tensor, "*grid"]
+    outputs: Float[Tensor, " n"]
+    z: Float[Tensor, " n"]
+    curvature: Float[Tensor, "n n"]
+    evaluations: int
+    residual: float
+    gap: float
+    status: Status
+
+
+class StepSolver(ABC):
+    """Solves one pass; final classes DualSolver and ScalingSolver."""
+
+    @abstractmethod
+    def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
+        """From a dual point z0 and a guess of the curvature that the transport adds to the dual."""

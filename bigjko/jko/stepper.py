@@ -1,0 +1,180 @@
+"""The entropic JKO step."""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
+from jaxtyping import Float
+from torch import Tensor
+
+from ..energy import Composite, Energy
+from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
+from ..measure import GridMeasure
+from ..risk import Risk
+from ..status import Status
+from ..stepper import Step, Stepper
+from ..transport import Balanced, Transport
+from .dual import DualSolver
+from .entropy import Debiased, Entropy, smallest_epsilon
+from .problem import StepProblem, StepSolver
+from .scheme import FirstOrder, Scheme
+
+
+@dataclass(frozen=True, eq=False)
+class JKOState:
+    """What a step hands to the next.
+
+    Attributes:
+        z: (n,) the dual point, grad g(M q).
+        d: the debiasing potential that fits q.
+    """
+
+    z: Float[Tensor, " n"]
+    d: Float[Tensor, "*grid"]
+
+
+@dataclass(frozen=True, eq=False)
+class JKO(Stepper[GridMeasure, JKOState]):
+    """p+ = argmin over p of T_eps(p, q) + tau F(p), the transport being the way's own.
+
+    Args:
+        energy: F: a Risk, or a Potential.
+        grid: nodes on Theta.
+        tau: time step, in physical time (with cost |x - y|^2 / 2 it is the flow's own time).
+        epsilon: entropic temperature; .75 h^2 by default. Below .5 h^2 mass moves visibly slow (a warning), below
+            .25 h^2 it is pinned (refused).
+        entropy: Debiased() or Plain().
+        scheme: FirstOrder().
+        solver: DualSolver(), or ScalingSolver() for reference.
+        kernel: the Gibbs kernel; `gibbs(grid, epsilon, way's cost)` by default.
+
+    Raises:
+        StepError: for a tau that is not positive, an epsilon below .25 h^2, or a kernel of another grid.
+
+    Stats of a step: `evaluations` and `applications` (of the kernel), `passes`, `residual`, `gap_z` and `gap_d`
+    (certificates: their sum bounds the step's suboptimality, mathematics.md 2), `misfit` of d, `mass_error` (balanced)
+    or `growth`, `boundary_mass`, `width` (nodes).
+    """
+
+    energy: Energy
+    grid: Grid
+    tau: float
+    epsilon: float | None = None
+    entropy: Entropy = field(default_factory=Debiased)
+    scheme: Scheme = field(default_factory=FirstOrder)
+    solver: StepSolver = field(default_factory=DualSolver)
+    kernel: GibbsKernel | None = None
+
+    name = "jko"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and self.tau > 0):
+            raise StepError(f"received tau = {self.tau}, need a positive finite time step")
+        h = self.grid.spacing
+        if self.kernel is not None and not self.kernel.grid.matches(self.grid):
+            raise StepError(f"received a kernel on {self.kernel.grid!r}, need one on the stepper's own grid")
+        if self.kernel is not None and self.epsilon is not None and self.kernel.epsilon != self.epsilon:
+            raise StepError(
+                f"received epsilon = {self.epsilon} and a kernel with {self.kernel.epsilon}, need one of them or equals"
+            )
+        epsilon = self.epsilon if self.kernel is None else self.kernel.epsilon
+        if epsilon is None:
+            if h == 0:
+                raise StepError("received a grid without neighbours, need an epsilon: .75 h^2 has no h here")
+            epsilon = 0.75 * h * h
+        if not (math.isfinite(epsilon) and epsilon > 0):
+            raise StepError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
+        if epsilon < smallest_epsilon(self.grid):
+            raise StepError(
+                f"received epsilon = {epsilon:.4g} = {epsilon / h**2:.3g} h^2, need at least .25 h^2 = "
+                f"{smallest_epsilon(self.grid):.4g}, below which mass is pinned to the nodes: refine the grid"
+            )
+        if epsilon < 0.5 * h * h:
+            warnings.warn(
+                f"epsilon is {epsilon / h**2:.3g} h^2, below .5 h^2: mass moves up to 14% slow; use .75 h^2",
+                NarrowMeasureWarning,
+                stacklevel=3,
+            )
+        object.__setattr__(self, "epsilon", float(epsilon))
+        object.__setattr__(self, "composite", self.energy.on(self.grid))
+        neurons = self.neurons
+        cost = geodesic(self.grid) if neurons is None else neurons.cost
+        kernel = gibbs(self.grid, epsilon, cost) if self.kernel is None else self.kernel
+        object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
+
+    composite: Composite = field(init=False, repr=False)
+    transport: Transport = field(init=False, repr=False)
+
+    def init(self, measure: GridMeasure) -> JKOState:
+        """The dual point and the debiasing potential that belong to the measure.
+
+        Raises:
+            StepError: if the measure lives on another grid.
+        """
+        if not measure.grid.matches(self.grid):
+            raise StepError(f"received a measure on {measure.grid!r}, need one on the stepper's own grid")
+        z = self.composite.loss.gradient(self.composite.outputs(measure.masses), self.composite.targets)
+        return JKOState(z, self.entropy.init(self.transport, measure.log_masses))
+
+    def step(self, measure: GridMeasure, state: JKOState, dt: float) -> Step[GridMeasure, JKOState]:
+        """One step of physical time dt."""
+        log_q, q = measure.log_masses, measure.masses
+        transport = self.transport.fitted(log_q)
+        energy = self.scheme.model(self.composite, q, dt)
+        gram = energy.features.gram(q)
+        z, d, curvature = state.z, state.d, dt * gram
+        evaluations, passes, status = 0, 0, Status.ok
+        for _ in range(self.entropy.passes):
+            solution = self.solver.solve(StepProblem(transport, energy, log_q, d, dt, gram), z, curvature)
+            z, curvature = solution.z, solution.curvature
+            refit = self.entropy.refit(transport, d, solution.log_p)
+            d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
+            if solution.status is not Status.ok:
+                status = solution.status
+                break
+            if refit.misfit <= self.entropy.tolerance:
+                break
+        if status is Status.ok and not bool(torch.isfinite(solution.log_p.max())):
+            status = Status.not_finite
+        if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
+            return Step(measure, state, dt, solution.outputs, measure.mass * math.nan, {}, status)
+        new = GridMeasure(self.grid, solution.log_p)
+        change = float(new.mass / measure.mass) - 1
+        stats = {
+            "evaluations": float(evaluations),
+            "applications": float(2 * evaluations + (passes if isinstance(self.entropy, Debiased) else 0)),
+            "passes": float(passes),
+            "residual": solution.residual,
+            "gap_z": solution.gap,
+            "gap_d": refit.gap if transport.conserves_mass else math.nan,
+            "misfit": refit.misfit,
+            "mass_error" if transport.conserves_mass else "growth": change,
+            "boundary_mass": float(new.boundary_mass),
+            "width": float(new.width),
+        }
+        _warn(stats)
+        risk = self.composite.value(new.masses, solution.outputs)
+        return Step(new, JKOState(z, d), dt, solution.outputs, risk, stats, status)
+
+
+def _warn(stats: dict[str, float]) -> None:
+    if stats["width"] < _NARROW:
+        warnings.warn(
+            f"the measure is narrower than {_NARROW:g} nodes, where it no longer moves at the right speed: "
+            "refine the grid, or start from a wider measure",
+            NarrowMeasureWarning,
+            stacklevel=4,
+        )
+    if stats["boundary_mass"] > _BOUNDARY:
+        warnings.warn(
+            f"more than {_BOUNDARY:.0e} of the mass has reached the edge of the box, which now bends the flow: "
+            "widen the grid",
+            BoundaryMassWarning,
+            stacklevel=4,
+        )
+
+
+_NARROW = 2.0
+_BOUNDARY = 1e-3

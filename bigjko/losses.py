@@ -1,0 +1,136 @@
+"""Convex data losses g on R^n, with what the dual of a JKO step needs: gradient, conjugate and its derivatives."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import RiskError
+
+
+class Loss(ABC):
+    """g(u) = sum_j l(u_j, y_j), convex and smooth; g* is its conjugate in u, finite on `dual_box`."""
+
+    @abstractmethod
+    def check(self, y: Float[Tensor, " n"]) -> None:
+        """Raise RiskError for labels the loss cannot take."""
+
+    @abstractmethod
+    def value(self, u: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """g(u)."""
+
+    @abstractmethod
+    def gradient(self, u: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """grad g(u): the dual point z that belongs to the outputs u."""
+
+    @abstractmethod
+    def conjugate(self, z: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """g*(z)."""
+
+    @abstractmethod
+    def conjugate_gradient(self, z: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """grad g*(z): the outputs u whose gradient is z."""
+
+    @abstractmethod
+    def conjugate_curvature(self, z: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The diagonal of Hess g*(z)."""
+
+    @abstractmethod
+    def dual_box(self, y: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """The lowest and highest z at which g* is finite."""
+
+
+@dataclass(frozen=True)
+class Squared(Loss):
+    """scale * sum_j (u_j - y_j)^2. The seed's loss is scale = 1; the mean squared error is scale = 1/n.
+
+    g*(z) = |z|^2 / (4 scale) + z.y.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise RiskError(f"received a scale of {self.scale}, need a positive finite number: 1.0 is the seed's sum")
+
+    def check(self, y: Tensor) -> None:
+        """Any finite label will do."""
+
+    def value(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return self.scale * ((u - y) ** 2).sum()
+
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return 2 * self.scale * (u - y)
+
+    def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return (z**2).sum() / (4 * self.scale) + (z * y).sum()
+
+    def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return z / (2 * self.scale) + y
+
+    def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return torch.full_like(z, 1 / (2 * self.scale))
+
+    def dual_box(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """All of R^n."""
+        return torch.full_like(y, -math.inf), torch.full_like(y, math.inf)
+
+
+@dataclass(frozen=True)
+class Logistic(Loss):
+    """scale * sum_j log(1 + exp(-y_j u_j)) for labels -1 and +1.
+
+    With z = -scale y t, 0 <= t <= 1: g*(z) = scale * sum_j (t log t + (1 - t) log(1 - t)).
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise RiskError(f"received a scale of {self.scale}, need a positive finite number")
+
+    def check(self, y: Tensor) -> None:
+        """Labels are -1 and +1."""
+        if not bool((y.abs() == 1).all()):
+            raise RiskError(
+                f"received labels from {float(y.min()):g} to {float(y.max()):g}, need -1 and +1 for Logistic: map them"
+            )
+
+    def value(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return self.scale * torch.nn.functional.softplus(-y * u, threshold=1e9).sum()
+
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return -self.scale * y * torch.sigmoid(-y * u)
+
+    def _share(self, z: Tensor, y: Tensor) -> Tensor:
+        return -z * y / self.scale
+
+    def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        t = self._share(z, y)
+        return self.scale * (torch.xlogy(t, t) + torch.xlogy(1 - t, 1 - t)).sum()
+
+    def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        t = self._share(z, y)
+        return -y * (t.log() - (-t).log1p())
+
+    def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        t = self._share(z, y)
+        return 1 / (self.scale * t * (1 - t))
+
+    def dual_box(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Between 0 and -scale y."""
+        end = -self.scale * y
+        return end.clamp(max=0.0), end.clamp(min=0.0)

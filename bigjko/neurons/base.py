@@ -1,0 +1,99 @@
+"""A way to use a measure: what a node stands for, how it moves and whether mass grows."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from bigjko_kernels import Cost, Features, GibbsKernel, Grid, Ridge, Stream, Tiled
+from jaxtyping import Float
+from torch import Tensor
+
+from ..measure import GridMeasure, ParticleMeasure
+from ..transport import Transport
+
+
+class Neurons(ABC):
+    """Owns Theta, its metric and the law of mass. Particles are neurons (w, a) whatever the way.
+
+    Attributes:
+        name: what files call the way.
+        cost: the ground cost of its metric.
+        stream: how directions and data meet: `Tiled` (matrix products) or `Keops`.
+    """
+
+    name: str
+    stream: type[Stream] = Tiled
+
+    @property
+    @abstractmethod
+    def cost(self) -> Cost:
+        """The ground cost of the way's metric."""
+
+    @abstractmethod
+    def grid(
+        self,
+        nodes: int,
+        dim: int,
+        *,
+        radius: float = 3.0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Grid:
+        """A grid over Theta for data in R^dim: `nodes` per line, circle or sphere, lines within [-radius, radius]."""
+
+    @abstractmethod
+    def check(self, grid: Grid, dim: int) -> None:
+        """Raise GridError unless the grid is one of this way's, for data in R^dim."""
+
+    @abstractmethod
+    def transport(self, kernel: GibbsKernel) -> Transport:
+        """The transport term of a step in the way's metric."""
+
+    @abstractmethod
+    def measure(
+        self,
+        grid: Grid,
+        W: Float[Tensor, "m d"],
+        a: Float[Tensor, " m"],
+        *,
+        masses: Float[Tensor, " m"] | None = None,
+        width: float = 3.0,
+    ) -> GridMeasure:
+        """The measure of the network (1/m) sum_i relu(w_i . x) a_i, every neuron a Gaussian of `width` nodes."""
+
+    @abstractmethod
+    def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
+        """Neurons whose network is the measure's, on its own nodes; light nodes below `drop` are left out."""
+
+    @abstractmethod
+    def clouds(self, measure: GridMeasure | ParticleMeasure) -> dict[str, tuple[Tensor, Tensor]]:
+        """Points (m, k) and masses (m,) of each sheet, in coordinates common to grids and particles."""
+
+    @abstractmethod
+    def on_grid(self, grid: Grid, X: Float[Tensor, "n d"]) -> Features:
+        """The features on a grid."""
+
+    @abstractmethod
+    def squared_norm_on_grid(self, grid: Grid) -> Float[Tensor, "*grid"]:
+        """|w|^2 + a^2 per unit of the measure's mass, on a grid."""
+
+    def features(self, nodes: Grid | ParticleMeasure, X: Float[Tensor, "n d"]) -> Features:
+        """M on a grid of the way's Theta, or on particles."""
+        if isinstance(nodes, Grid):
+            self.check(nodes, X.shape[1])
+            return self.on_grid(nodes, X)
+        one = torch.ones((), dtype=nodes.a.dtype, device=nodes.a.device)
+        return Ridge(self.stream(nodes.w, X), nodes.shape, (0,), nodes.a, nodes.a**2, one)
+
+    def squared_norm(self, nodes: Grid | ParticleMeasure) -> Float[Tensor, "*nodes"]:
+        """|w|^2 + a^2 of a node's neurons, per unit of mass."""
+        if isinstance(nodes, Grid):
+            return self.squared_norm_on_grid(nodes)
+        return (nodes.positions**2).sum(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file needs to build the way again."""
+        return {"name": self.name}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -1,0 +1,5 @@
+"""Particles: the neurons themselves, by gradient descent or its flow."""
+
+from .descent import GradientDescent as GradientDescent
+from .descent import velocity as velocity
+from .flow import GradientFlow as GradientFlow

@@ -1,0 +1,87 @@
+"""Full-batch gradient descent on the neurons."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..energy import Composite
+from ..errors import StepError
+from ..measure import ParticleMeasure
+from ..risk import Risk
+from ..status import Status
+from ..stepper import Step, Stepper
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleState:
+    """The network's outputs (n,) at the current positions: they spare the next step a pass over the neurons."""
+
+    outputs: Float[Tensor, " n"]
+
+
+def velocity(risk: Risk, particles: ParticleMeasure, outputs: Float[Tensor, " n"] | None = None) -> Tensor:
+    """-grad F'(mu)(theta_i) for every neuron: shape (m, d + 1). Masses do not enter it (mathematics.md 1).
+
+    With G = sum_j z_j 1{w.x_j > 0} x_j: -(a G + 2 beta w, w.G + 2 beta a), relu'(0) = 0. One pass over the neurons,
+    two where the outputs are not given.
+    """
+    features = risk.neurons.features(particles, risk.X)
+    u = features.outputs(particles.masses) if outputs is None else outputs
+    z = risk.loss.gradient(u, risk.y.double()).to(particles.a.dtype)
+    slopes = risk.neurons.stream(particles.w, risk.X).slopes(z)
+    down = torch.cat([particles.a[:, None] * slopes, (particles.w * slopes).sum(1, keepdim=True)], dim=1)
+    return -(down + 2 * risk.weight_decay * particles.positions)
+
+
+class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
+    """What the particle steppers share: they start and finish a step alike, and move in between."""
+
+    energy: Risk
+
+    def init(self, measure: ParticleMeasure) -> ParticleState:
+        """The outputs at the start."""
+        return ParticleState(self.energy.on(measure).outputs(measure.masses))
+
+    def step(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Step[ParticleMeasure, ParticleState]:
+        """One step of physical time dt."""
+        positions, stats = self._move(measure, state, dt)
+        if not bool(torch.isfinite(positions).all()):
+            nothing = measure.mass * math.nan
+            return Step(measure, state, dt, state.outputs, nothing, stats, Status.not_finite)
+        new = ParticleMeasure(positions, measure.masses)
+        composite: Composite = self.energy.on(new)
+        outputs = composite.outputs(new.masses)
+        return Step(new, ParticleState(outputs), dt, outputs, composite.value(new.masses, outputs), stats)
+
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
+        """Positions after dt, and what to record."""
+        raise NotImplementedError
+
+
+def check_tau(tau: float) -> None:
+    """Raise StepError unless tau is a positive finite number."""
+    if not (math.isfinite(tau) and tau > 0):
+        raise StepError(f"received tau = {tau}, need a positive finite time step")
+
+
+@dataclass(frozen=True, eq=False)
+class GradientDescent(ParticleStepper):
+    """theta <- theta - tau grad F'(mu)(theta): the seed's GD on sqrt(m) theta, on the flow's own clock.
+
+    Order 1; stable while tau lambda_max(NTK) stays below 1 for the squared loss. Two passes over the neurons a step,
+    O(m + n) memory besides one tile.
+    """
+
+    energy: Risk
+    tau: float
+    name: str = field(default="gd", init=False)
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
+        speed = velocity(self.energy, measure, state.outputs)
+        return measure.positions + dt * speed, {"speed": float(speed.norm(dim=1).max())}

@@ -1,0 +1,53 @@
+"""The gradient flow itself: the limit of gradient descent as its step falls to zero."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import StepError
+from ..measure import ParticleMeasure
+from ..optional import need
+from ..risk import Risk
+from .descent import ParticleState, ParticleStepper, check_tau, velocity
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFlow(ParticleStepper):
+    """theta' = -grad F'(mu)(theta), by torchdiffeq's adaptive Dormand-Prince.
+
+    Kinks of relu that particles cross or slide along cost accuracy: the controller sees them, but its order does not
+    survive them (mathematics.md 3, hazard iv).
+
+    Args:
+        energy: a Risk.
+        tau: the recording step; the solver takes as many of its own inside it as it needs.
+        rtol, atol: of the solver, in units of the positions.
+    """
+
+    energy: Risk
+    tau: float
+    rtol: float = 1e-7
+    atol: float = 1e-9
+    name: str = field(default="flow", init=False)
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+        if not (self.rtol > 0 and self.atol > 0):
+            raise StepError(f"received rtol = {self.rtol} and atol = {self.atol}, need both positive")
+
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
+        odeint: Callable[..., Tensor] = need("torchdiffeq", "GradientFlow").odeint
+        calls = 0
+
+        def speed(_: Tensor, positions: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return velocity(self.energy, ParticleMeasure(positions, measure.masses))
+
+        times = torch.tensor([0.0, dt], dtype=torch.float64, device=measure.positions.device)
+        path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        return path[-1], {"evaluations": float(calls)}
+
+

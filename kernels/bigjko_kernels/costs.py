@@ -1,0 +1,155 @@
+"""Ground costs, one per metric. A cost knows no epsilon and never builds an N x N array by itself.
+
+A cost is called on coordinates whose last axis is the point, tensors and KeOps LazyTensors alike; sheets are left out,
+since transport between them is forbidden and every kernel works sheet by sheet.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import KernelError
+from .factors import Circle, Factor, Line, Sheets, Sphere
+from .grid import Grid
+
+
+class Cost(ABC):
+    """c(x, y) on Theta: symmetric, zero on the diagonal."""
+
+    @abstractmethod
+    def __call__(self, x: Any, y: Any) -> Any:
+        """c on the last axis of x and y: Tensors give a Tensor, LazyTensors a LazyTensor."""
+
+    @abstractmethod
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """One cost per factor where c is their sum (None for Sheets), or None where c does not separate."""
+
+
+def _curved(grid: Grid) -> list[Factor]:
+    return [f for f in grid.factors if not isinstance(f, Sheets)]
+
+
+@dataclass(frozen=True)
+class SquaredEuclidean(Cost):
+    """|x - y|^2 / 2: with epsilon, exp(-c/epsilon) is a Gaussian of variance epsilon per axis."""
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """Half the squared distance."""
+        return ((x - y) ** 2).sum(-1) / 2
+
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """The same cost on every line.
+
+        Raises:
+            KernelError: on a circle or sphere, where the chord is not the distance.
+        """
+        for f in grid.factors:
+            if isinstance(f, Circle | Sphere):
+                raise KernelError(
+                    f"received a {type(f).__name__} for SquaredEuclidean, whose chords leave it: use SquaredArc"
+                )
+        return tuple(None if isinstance(f, Sheets) else self for f in grid.factors)
+
+
+def _angle(x: Any, y: Any) -> Any:
+    """Angle between unit vectors, accurate at 0 and at pi (an arc cosine of the product is not)."""
+    if isinstance(x, torch.Tensor):
+        return 2 * torch.atan2(((x - y) ** 2).sum(-1).sqrt(), ((x + y) ** 2).sum(-1).sqrt())
+    return 2 * ((x - y) ** 2).sum(-1).sqrt().atan2(((x + y) ** 2).sum(-1).sqrt())
+
+
+def _one_round_factor(cost: Cost, grid: Grid) -> "tuple[Cost | None, ...] | None":
+    curved = _curved(grid)
+    if len(curved) != 1 or not isinstance(curved[0], Circle | Sphere):
+        raise KernelError(
+            f"received {grid!r} for {type(cost).__name__}, need one Circle or Sphere, with or without Sheets"
+        )
+    if isinstance(curved[0], Sphere):
+        return None  # a great-circle distance does not separate: Lazy, which also spares the (n, n) tables
+    return tuple(None if isinstance(f, Sheets) else cost for f in grid.factors)
+
+
+@dataclass(frozen=True)
+class SquaredArc(Cost):
+    """Omega^2 / 2 on unit vectors, Omega the angle between them."""
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """Half the squared angle."""
+        return _angle(x, y) ** 2 / 2
+
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """Itself on a circle; None on a sphere."""
+        return _one_round_factor(self, grid)
+
+
+_SMALL = 0.02  # below it, eight terms of -log(1 - s) reach 3e-15
+_FLOOR = 1e-16  # cos^2 there: beyond the cut angle the cost is 36.8, which is infinite for every epsilon < 1
+
+
+@dataclass(frozen=True)
+class HellingerKantorovich(Cost):
+    """-2 log cos(min(speed * Omega, pi/2)) on unit vectors: transport or growth, whichever is cheaper.
+
+    The cone over a sphere of angles `speed * Omega`. mathematics.md 1, P5: speed = 1/sqrt(2) for the balanced
+    projection, whose radius moves sqrt(2) times as fast as its angle; speed = 1 on S^d for any start.
+    Written as -log(1 - sin^2), with a series where sin^2 is small: float32 keeps its digits near the diagonal.
+    Beyond the cut angle the value is 36.8 rather than infinity, so that no kernel sees inf - inf.
+    """
+
+    speed: float = 1 / math.sqrt(2)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """The cost of carrying unit mass from x to y on the cone."""
+        s = (_angle(x, y) * self.speed).clamp(0, math.pi / 2).sin() ** 2
+        small = s.clamp(0, _SMALL)
+        series = small / 8 + 1 / 7
+        for k in (6, 5, 4, 3, 2, 1):
+            series = series * small + 1 / k
+        rest = (1 - (s - small) / (1 - small)).clamp(_FLOOR, 1)
+        return series * small - rest.log()
+
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """Itself on a circle; None on a sphere."""
+        return _one_round_factor(self, grid)
+
+
+@dataclass(frozen=True)
+class PerFactor(Cost):
+    """A sum over factors, each with a cost of its own (None on Sheets)."""
+
+    costs: tuple[Cost | None, ...]
+    widths: tuple[int, ...]  # coordinates of the factors that have a cost
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """The sum of the factors' costs, on coordinates joined along the last axis."""
+        total: Any = 0
+        start = 0
+        lead = (slice(None),) * (len(x.shape) - 1)  # KeOps takes no Ellipsis
+        for cost, width in zip((c for c in self.costs if c is not None), self.widths, strict=True):
+            part = (*lead, slice(start, start + width))
+            total = total + cost(x[part], y[part])
+            start += width
+        return total
+
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """The costs as given; None if one of them lives on a sphere."""
+        if len(self.costs) != len(grid.factors):
+            raise KernelError(f"received {len(self.costs)} costs for {grid!r}, need one per factor")
+        return None if any(isinstance(f, Sphere) for f in grid.factors) else self.costs
+
+
+def geodesic(grid: Grid) -> Cost:
+    """The grid's own cost: half the squared geodesic distance, summed over its factors."""
+    curved = _curved(grid)
+    if all(isinstance(f, Line) for f in curved):
+        return SquaredEuclidean()
+    if len(curved) == 1:
+        return SquaredArc()
+    costs = tuple(
+        None if isinstance(f, Sheets) else SquaredEuclidean() if isinstance(f, Line) else SquaredArc()
+        for f in grid.factors
+    )
+    return PerFactor(costs, tuple(f.nodes.shape[1] for f in curved))

@@ -1,0 +1,155 @@
+"""The factors of neuron space: Theta is a product of lines, circles, spheres and sheets.
+
+A factor knows its nodes, the size of each node's cell, how coarse it is and which of its edges are artificial.
+It knows no cost and no epsilon: a cost decides which metric is put on it.
+"""
+
+import math
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .errors import GridError
+
+
+@dataclass(frozen=True, eq=False)
+class Factor(ABC):
+    """One factor of Theta, as nodes in R^k with cells around them.
+
+    Attributes:
+        nodes: (n, k) coordinates; unit vectors on a circle or a sphere.
+        log_weights: (n,) logarithm of each node's cell size (length, angle, area; 1 on a sheet).
+        edge: (n,) true where the axis was cut by choice, so that mass on it is a warning.
+        spacing: the largest distance between neighbours, 0 where there are none.
+    """
+
+    nodes: Float[Tensor, "n k"]
+    log_weights: Float[Tensor, " n"]
+    edge: Bool[Tensor, " n"]
+    spacing: float
+
+    @property
+    def size(self) -> int:
+        """Number of nodes n."""
+        return self.nodes.shape[0]
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Factor":
+        """The same factor on another device or in another dtype."""
+        return replace(
+            self,
+            nodes=self.nodes.to(device=device, dtype=dtype),
+            log_weights=self.log_weights.to(device=device, dtype=dtype),
+            edge=self.edge.to(device=device),
+        )
+
+
+class Line(Factor):
+    """Nodes on an axis, uniform or not; a node's cell reaches half way to its neighbours."""
+
+    @classmethod
+    def at(cls, x: Float[Tensor, " n"]) -> "Line":
+        """A line through strictly increasing coordinates; the end cells are as wide as their neighbour gap."""
+        if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+            raise GridError("received an axis that is empty or not finite, need at least one finite coordinate")
+        if x.numel() == 1:
+            return cls(x[:, None], torch.zeros_like(x), torch.zeros(1, dtype=torch.bool, device=x.device), 0.0)
+        gaps = x.diff()
+        if not bool((gaps > 0).all()):
+            raise GridError("received coordinates that do not increase strictly, need x[0] < x[1] < ...: sort them")
+        cells = torch.cat([gaps[:1], (gaps[:-1] + gaps[1:]) / 2, gaps[-1:]])
+        edge = torch.zeros(x.numel(), dtype=torch.bool, device=x.device)
+        edge[0] = edge[-1] = True
+        return cls(x[:, None], cells.log(), edge, float(gaps.max()))
+
+    @classmethod
+    def uniform(
+        cls,
+        low: float,
+        high: float,
+        nodes: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> "Line":
+        """Equally spaced nodes from low to high; both ends are nodes."""
+        if nodes < 1 or not (math.isfinite(low) and math.isfinite(high)) or (nodes > 1 and not low < high):
+            raise GridError(f"received an axis from {low} to {high} with {nodes} nodes, need low < high and nodes >= 1")
+        x = torch.linspace(low, high, nodes, dtype=torch.float64)
+        line = cls.at(x)
+        # Cells are equal by construction; rounding of linspace must not make them differ.
+        if nodes > 1:
+            h = (high - low) / (nodes - 1)
+            line = replace(line, log_weights=torch.full_like(x, math.log(h)), spacing=h)
+        return cls(line.nodes, line.log_weights, line.edge, line.spacing).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
+
+class Circle(Factor):
+    """Unit vectors in R^2: a periodic factor, with no edge."""
+
+    @classmethod
+    def uniform(
+        cls, nodes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> "Circle":
+        """Equally spaced directions, the first at angle 0."""
+        if nodes < 3:
+            raise GridError(f"received a circle of {nodes} nodes, need at least 3")
+        return cls.at(torch.arange(nodes, dtype=torch.float64) * (2 * math.pi / nodes)).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
+    @classmethod
+    def at(cls, angles: Float[Tensor, " n"]) -> "Circle":
+        """Directions at increasing angles within one turn."""
+        gaps = torch.cat([angles.diff(), angles[:1] + 2 * math.pi - angles[-1:]])
+        if angles.numel() < 3 or not bool((gaps > 0).all()):
+            raise GridError("received angles that do not increase strictly within one turn, need 3 or more that do")
+        cells = (gaps + gaps.roll(1)) / 2
+        nodes = torch.stack([angles.cos(), angles.sin()], dim=1)
+        return cls(
+            nodes, cells.log(), torch.zeros(angles.numel(), dtype=torch.bool, device=angles.device), float(gaps.max())
+        )
+
+
+class Sphere(Factor):
+    """Unit vectors in R^3, nearly uniform: the Fibonacci lattice, equal areas."""
+
+    @classmethod
+    def fibonacci(
+        cls, nodes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> "Sphere":
+        """Nodes on a golden spiral; each has area 4 pi / n, and the spacing is the square root of that."""
+        if nodes < 6:
+            raise GridError(f"received a sphere of {nodes} nodes, need at least 6")
+        k = torch.arange(nodes, dtype=torch.float64)
+        z = 1 - (2 * k + 1) / nodes
+        turn = k * (math.pi * (3 - math.sqrt(5)))
+        radius = (1 - z * z).sqrt()
+        area = 4 * math.pi / nodes
+        return cls(
+            torch.stack([radius * turn.cos(), radius * turn.sin(), z], dim=1),
+            torch.full((nodes,), math.log(area), dtype=torch.float64),
+            torch.zeros(nodes, dtype=torch.bool),
+            math.sqrt(area),
+        ).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
+
+class Sheets(Factor):
+    """Labels with infinite cost between them (signs, scales): mass never crosses from one sheet to another."""
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float], *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> "Sheets":
+        """One sheet a value."""
+        if len(values) == 0 or len(set(values)) != len(values):
+            raise GridError(f"received the sheets {tuple(values)}, need one or more distinct values")
+        n = len(values)
+        nodes = torch.tensor([[float(v)] for v in values], dtype=dtype, device=device)
+        return cls(
+            nodes,
+            torch.zeros(n, dtype=dtype, device=device),
+            torch.zeros(n, dtype=torch.bool, device=device),
+            0.0,
+        )

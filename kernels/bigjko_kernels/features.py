@@ -1,0 +1,214 @@
+"""The network's outputs as sums over nodes: M, its adjoint, its Gram matrix and its slopes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from pykeops.torch import LazyTensor
+from torch import Tensor
+
+from .errors import GridError
+
+_TILE = 1 << 18  # entries of one tile of directions x data: 2 MiB in float64, or an array of N where that is larger
+
+
+class Features(ABC):
+    """M on one node set: (M p)_j = sum_i p_i phi(theta_i; x_j). Values on nodes have the node set's shape."""
+
+    @abstractmethod
+    def outputs(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """M p: the network's outputs, in float64."""
+
+    @abstractmethod
+    def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """M^T z, in the nodes' dtype."""
+
+    @abstractmethod
+    def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
+        """sum_k p_k grad phi_i . grad phi_j in the way's own metric (the NTK), growth of mass included; float64."""
+
+    @abstractmethod
+    def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """|grad V_z|^2 in the same metric."""
+
+
+class Stream(ABC):
+    """Sums over directions of relu(w . x_j): the only code that sees directions and data together."""
+
+    def __init__(self, directions: Float[Tensor, "N d"], X: Float[Tensor, "n d"]) -> None:
+        if directions.shape[1] != X.shape[1]:
+            raise GridError(f"received directions in R^{directions.shape[1]} and data in R^{X.shape[1]}, need the same")
+        self.directions, self.X = directions.contiguous(), X.contiguous()
+
+    @abstractmethod
+    def outputs(self, weights: Float[Tensor, " N"]) -> Float[Tensor, " n"]:
+        """sum_w weights relu(w . x_j), in float64."""
+
+    @abstractmethod
+    def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, " N"]:
+        """S = sum_j z_j relu(w . x_j)."""
+
+    @abstractmethod
+    def slopes(self, z: Float[Tensor, " n"]) -> Float[Tensor, "N d"]:
+        """G = sum_j z_j 1{w . x_j > 0} x_j: then S = w . G."""
+
+
+class Tiled(Stream):
+    """Tiles of directions by matrix products: one tile of at most max(N, 2^18) entries at a time."""
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of directions with their pre-activations w . x_j."""
+        N, n = self.directions.shape[0], self.X.shape[0]
+        rows = max(1, max(_TILE, N) // max(n, 1))
+        for start in range(0, N, rows):
+            part = slice(start, min(N, start + rows))
+            yield part, self.directions[part] @ self.X.T
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        """See Stream."""
+        total = torch.zeros(self.X.shape[0], dtype=torch.float64, device=self.X.device)
+        for part, act in self.tiles():
+            total += weights[part].double() @ act.relu_().double()
+        return total
+
+    def potential(self, z: Tensor) -> Tensor:
+        """See Stream."""
+        return torch.cat([act.relu_() @ z for _, act in self.tiles()])
+
+    def slopes(self, z: Tensor) -> Tensor:
+        """See Stream."""
+        scaled = z[:, None] * self.X
+        return torch.cat([(act > 0).to(scaled.dtype) @ scaled for _, act in self.tiles()])
+
+
+class Keops(Stream):
+    """The same sums by KeOps: O(N + n) memory."""
+
+    def _act(self) -> tuple[LazyTensor, LazyTensor]:
+        w, x = LazyTensor(self.directions[:, None, :]), LazyTensor(self.X[None, :, :])
+        return (w * x).sum(-1), x
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        """See Stream."""
+        act, _ = self._act()
+        scaled = act.relu() * LazyTensor(weights.to(self.X.dtype)[:, None, None].contiguous())
+        out: Tensor = scaled.sum(dim=0).reshape(-1)
+        return out.double()
+
+    def potential(self, z: Tensor) -> Tensor:
+        """See Stream."""
+        act, _ = self._act()
+        out: Tensor = (act.relu() * LazyTensor(z[None, :, None].contiguous())).sum(dim=1).reshape(-1)
+        return out
+
+    def slopes(self, z: Tensor) -> Tensor:
+        """See Stream."""
+        act, x = self._act()
+        # KeOps' step is 1 at 0; relu'(0) = 0 asks for 1 - step(-act).
+        gate = 1 - (-act).step()
+        out: Tensor = (gate * LazyTensor(z[None, :, None].contiguous()) * x).sum(dim=1)
+        return out
+
+
+class Ridge(Features):
+    """phi = amplitude(theta) relu(direction(theta) . x), its squared slopes alpha |G|^2 + beta S^2.
+
+    With G = sum_j z_j 1{w . x_j > 0} x_j and S = w . G. The nodes are directions times the rest (sheets, a, r): the
+    rest is contracted first, so that every sum streams N_w directions and not N nodes: cost O(N + n N_w), gram
+    O(N + n^2 N_w), memory one tile.
+
+    Args:
+        stream: the directions (N_w, d) with the data.
+        shape: shape of values on the nodes.
+        direction_axes: axes of that shape which make up the directions, in order; the others are the rest.
+        amplitude, alpha, beta: broadcast over the shape, constant along the direction axes.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        shape: Sequence[int],
+        direction_axes: Sequence[int],
+        amplitude: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+    ) -> None:
+        self.stream, self.shape = stream, tuple(shape)
+        self.direction_axes = tuple(direction_axes)
+        self.rest_axes = tuple(k for k in range(len(self.shape)) if k not in self.direction_axes)
+        self.amplitude, self.alpha, self.beta = amplitude, alpha, beta
+
+    def _contracted(self, p: Tensor, factor: Tensor) -> Tensor:
+        """sum over the rest of p * factor, one value a direction."""
+        if not self.rest_axes:
+            return (p * factor).reshape(-1)
+        if factor.numel() == 1:
+            return p.sum(self.rest_axes).reshape(-1) * factor.reshape(())
+        # A matrix-vector product where the rest is one axis and the factor lives on it: no temporary of size N.
+        if len(self.rest_axes) == 1 and factor.numel() == self.shape[self.rest_axes[0]]:
+            return torch.tensordot(p, factor.reshape(-1), dims=([self.rest_axes[0]], [0])).reshape(-1)
+        return (p * factor).sum(self.rest_axes).reshape(-1)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Values per direction, viewed so that they broadcast over the nodes."""
+        return values.reshape([s if k in self.direction_axes else 1 for k, s in enumerate(self.shape)])
+
+    def outputs(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """See Features."""
+        return self.stream.outputs(self._contracted(p, self.amplitude))
+
+    def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """See Features."""
+        return self.amplitude * self._spread(self.stream.potential(z))
+
+    def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
+        """See Features."""
+        moved, grown = self._contracted(p, self.alpha), self._contracted(p, self.beta)
+        X = self.stream.X
+        gates = torch.zeros(X.shape[0], X.shape[0], dtype=torch.float64, device=X.device)
+        heights = torch.zeros_like(gates)
+        for part, act in Tiled(self.stream.directions, X).tiles():
+            gate = (act > 0).double()
+            gates += gate.T @ (gate * moved[part].double()[:, None])
+            height = act.relu_().double()
+            heights += height.T @ (height * grown[part].double()[:, None])
+        double = X.double()
+        return gates * (double @ double.T) + heights
+
+    def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """See Features."""
+        slopes = self.stream.slopes(z)
+        height = (slopes * self.stream.directions).sum(1)
+        return self.alpha * self._spread((slopes**2).sum(1)) + self.beta * self._spread(height**2)
+
+
+class Sum(Features):
+    """A sum of features over the same nodes, whose slopes are orthogonal (they live on different factors)."""
+
+    def __init__(self, parts: Sequence[Features]) -> None:
+        if not parts:
+            raise GridError("received no features to add, need one or more")
+        self.parts = tuple(parts)
+
+    def outputs(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """See Features."""
+        return torch.stack([part.outputs(p) for part in self.parts]).sum(0)
+
+    def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """See Features."""
+        first, *rest = [part.potential(z) for part in self.parts]
+        for other in rest:
+            first = first + other
+        return first
+
+    def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
+        """See Features."""
+        return torch.stack([part.gram(p) for part in self.parts]).sum(0)
+
+    def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
+        """See Features."""
+        first, *rest = [part.slope2(z) for part in self.parts]
+        for other in rest:
+            first = first + other
+        return first

@@ -1,0 +1,84 @@
+"""The Gibbs kernel exp(-c / epsilon), applied in the log domain and never stored."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .costs import Cost
+from .errors import KernelError
+from .grid import Grid
+
+LOG_ZERO = -math.inf
+"""The logarithm of no mass, at every interface. No kernel may compute inf - inf from it."""
+
+
+class GibbsKernel(ABC):
+    """K_ik = exp(-c(x_i, x_k) / epsilon) over the nodes of a grid; between sheets, 0. Symmetric.
+
+    `log_apply` is exact for any input up to rounding: nothing that could matter is dropped, and `LOG_ZERO` is a
+    value like any other. Differentiable once in its argument, by two more applications.
+
+    Attributes:
+        grid: the nodes.
+        epsilon: entropic temperature, in units of the cost.
+        cost: the ground cost, on coordinates without sheets.
+
+    Raises:
+        KernelError: for an epsilon that is not positive and finite, or values not on the grid.
+    """
+
+    def __init__(self, grid: Grid, epsilon: float, cost: Cost) -> None:
+        if not (math.isfinite(epsilon) and epsilon > 0):
+            raise KernelError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
+        self.grid = grid
+        self.epsilon = float(epsilon)
+        self.cost = cost
+
+    def log_apply(self, b: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """log sum_k exp(-c_ik / epsilon + b_k), on the grid's shape.
+
+        Args:
+            b: logarithms, LOG_ZERO where there is nothing; +inf and NaN are refused by the result being NaN.
+        """
+        self.grid.check(b, "log values")
+        if b.requires_grad and torch.is_grad_enabled():
+            result: Tensor = _LogApply.apply(b, self)  # type: ignore[no-untyped-call]
+            return result
+        return self._log_apply(b)
+
+    def fitted(self, b: Float[Tensor, "*grid"]) -> "GibbsKernel":
+        """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""
+        return self
+
+    @abstractmethod
+    def _log_apply(self, b: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.grid!r}, epsilon={self.epsilon:.4g}, {self.cost!r})"
+
+
+class _LogApply(torch.autograd.Function):
+    """d out_i / d b_k = K_ik exp(b_k - out_i): the adjoint is K again, on the positive and negative parts apart."""
+
+    @staticmethod
+    def forward(ctx: Any, b: Tensor, kernel: GibbsKernel) -> Tensor:
+        out = kernel._log_apply(b)
+        ctx.save_for_backward(b, out)
+        ctx.kernel = kernel
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        b, out = ctx.saved_tensors
+        dead = out == LOG_ZERO  # no mass reaches these nodes, so no gradient leaves them
+        safe = out.masked_fill(dead, 0.0)
+        total = torch.zeros_like(b)
+        for sign in (1.0, -1.0):
+            part = (sign * g).clamp(min=0.0).masked_fill(dead, 0.0)
+            total = total + sign * (b + ctx.kernel._log_apply(part.log() - safe)).exp()
+        return total, None

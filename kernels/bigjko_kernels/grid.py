@@ -1,0 +1,178 @@
+"""The grid over neuron space: a product of factors, and sums over its nodes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .errors import GridError
+from .factors import Circle, Factor, Line, Sheets, Sphere
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A product of factors. Values on it are tensors of shape `grid.shape`, masses rather than densities.
+
+    Attributes:
+        factors: the factors of Theta, in the order of the tensor axes.
+
+    Raises:
+        GridError: for no factors, or factors of different dtype or device.
+    """
+
+    factors: tuple[Factor, ...]
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise GridError("received no factors, need at least one Line, Circle, Sphere or Sheets")
+        kinds = {(f.nodes.dtype, f.nodes.device) for f in self.factors}
+        if len(kinds) > 1:
+            raise GridError(
+                f"received factors of dtypes and devices {sorted(map(str, kinds))}, need one of each: call .to() first"
+            )
+
+    @classmethod
+    def uniform(
+        cls,
+        low: Sequence[float],
+        high: Sequence[float],
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> "Grid":
+        """A box of equally spaced nodes; both ends of every axis are nodes.
+
+        Args:
+            low, high: one coordinate an axis.
+            shape: nodes an axis.
+            dtype, device: of every tensor on the grid.
+
+        Raises:
+            GridError: if the lengths differ, or an axis is empty or reversed.
+        """
+        if not len(low) == len(high) == len(shape):
+            raise GridError(
+                f"received {len(low)} lows, {len(high)} highs and a shape of {len(shape)} axes, need as many of each"
+            )
+        return cls(
+            tuple(
+                Line.uniform(lo, hi, n, dtype=dtype, device=device)
+                for lo, hi, n in zip(low, high, shape, strict=True)
+            )
+        )
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Nodes per factor."""
+        return tuple(f.size for f in self.factors)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes N."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every value on the grid."""
+        return self.factors[0].nodes.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of every value on the grid."""
+        return self.factors[0].nodes.device
+
+    @cached_property
+    def spacing(self) -> float:
+        """h: the largest distance between neighbours over all factors."""
+        return max(f.spacing for f in self.factors)
+
+    @cached_property
+    def uniform_weights(self) -> bool:
+        """Whether all cells have the same volume, so that volumes drop out of the entropic step."""
+        return all(bool((f.log_weights == f.log_weights[0]).all()) for f in self.factors)
+
+    @cached_property
+    def log_weights(self) -> Float[Tensor, "*grid"]:
+        """Logarithm of each node's cell volume, of the grid's shape."""
+        total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        for k, f in enumerate(self.factors):
+            total = total + self.along(k, f.log_weights)
+        return total
+
+    @cached_property
+    def edge(self) -> Bool[Tensor, "*grid"]:
+        """True on the artificial boundary of the box."""
+        total = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        for k, f in enumerate(self.factors):
+            total = total | self.along(k, f.edge)
+        return total
+
+    def along(self, k: int, values: Tensor) -> Tensor:
+        """Values of factor k, viewed so that they broadcast over the grid."""
+        return values.reshape([-1 if j == k else 1 for j in range(len(self.factors))])
+
+    def sum(self, x: Float[Tensor, "*grid"]) -> Float[Tensor, ""]:
+        """Sum over all nodes, accumulated in float64 whatever the grid's dtype."""
+        return x.sum(dtype=torch.float64)
+
+    def points(self, *, sheets: bool = True) -> Float[Tensor, "N k"]:
+        """Coordinates of every node, one row a node: memory N k. Without sheets, those labels are left out."""
+        columns = []
+        for k, f in enumerate(self.factors):
+            if isinstance(f, Sheets) and not sheets:
+                continue
+            columns += [self.along(k, column).expand(self.shape).reshape(-1) for column in f.nodes.unbind(1)]
+        return torch.stack(columns, dim=1)
+
+    def widened(self, nodes: int) -> "Grid":
+        """The same grid with `nodes` more nodes at both ends of every Line: same end spacing, old nodes kept."""
+        if nodes < 0:
+            raise GridError(f"received {nodes} nodes to add, need 0 or more")
+        return Grid(tuple(_widened(f, nodes) if isinstance(f, Line) else f for f in self.factors))
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Grid":
+        """The same grid on another device or in another dtype."""
+        return Grid(tuple(f.to(device=device, dtype=dtype) for f in self.factors))
+
+    def matches(self, other: "Grid") -> bool:
+        """Whether both have the same factors with the same nodes, dtype and device."""
+        return self is other or (
+            self.shape == other.shape
+            and (self.dtype, self.device) == (other.dtype, other.device)
+            and all(
+                type(f) is type(g) and torch.equal(f.nodes, g.nodes)
+                for f, g in zip(self.factors, other.factors, strict=True)
+            )
+        )
+
+    def check(self, x: Tensor, name: str) -> None:
+        """Raise GridError unless x has this grid's shape, dtype and device."""
+        if tuple(x.shape) != self.shape:
+            raise GridError(f"received {name} of shape {tuple(x.shape)}, need the grid's {self.shape}")
+        if x.dtype != self.dtype:
+            raise GridError(f"received {name} in {x.dtype}, need the grid's {self.dtype}: convert one with .to(dtype=)")
+        if x.device != self.device:
+            raise GridError(f"received {name} on {x.device}, need the grid's {self.device}: move one with .to(device=)")
+
+    def __repr__(self) -> str:
+        kinds = " x ".join(f"{type(f).__name__}({f.size})" for f in self.factors)
+        return f"Grid({kinds}, N={self.size:,}, h={self.spacing:.4g}, {self.dtype}, {self.device})"
+
+
+def _widened(line: Factor, nodes: int) -> Line:
+    x = line.nodes[:, 0]
+    if line.size == 1 or nodes == 0:
+        return Line(line.nodes, line.log_weights, line.edge, line.spacing)
+    steps = torch.arange(1, nodes + 1, dtype=x.dtype, device=x.device)
+    wide = Line.at(torch.cat([x[0] - (x[1] - x[0]) * steps.flip(0), x, x[-1] + (x[-1] - x[-2]) * steps]))
+    if bool((line.log_weights == line.log_weights[0]).all()):  # a uniform axis stays exactly uniform
+        return Line(wide.nodes, line.log_weights[:1].expand(wide.size).clone(), wide.edge, line.spacing)
+    return wide
+
+
+__all__ = ["Circle", "Factor", "Grid", "Line", "Sheets", "Sphere"]
