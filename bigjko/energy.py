@@ -68,6 +68,10 @@ class _None(Features):
     def gram(self, p: Tensor) -> Tensor:
         return torch.zeros(0, 0, dtype=torch.float64, device=self.device)
 
+    @property
+    def gram_work(self) -> int:
+        return 0
+
     def slope2(self, z: Tensor) -> Tensor:
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 

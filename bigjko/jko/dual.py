@@ -2,8 +2,9 @@
 
     D(z) = -tau g*(z) + min over p of [T_eps(p, q) + <tau (V + M^T z) - d, p>],   grad D = tau (M p_z - grad g*(z))
 
-concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(q) (mathematics.md 2). Hess g* is known exactly, so a
-structured BFGS learns B alone, from the pairs (dz, -d M p_z).
+concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(p_z) (mathematics.md 2). Hess g* is known exactly, so a
+structured BFGS learns B alone, from the pairs (dz, -d M p_z): all pairs of the pass, on a fresh NTK(p_z) where that
+costs less than the kernel, else on NTK(q).
 """
 
 import math
@@ -14,6 +15,7 @@ from bigjko_kernels import LOG_ZERO
 from jaxtyping import Float
 from torch import Tensor
 
+from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
 from .problem import Solution, StepProblem, StepSolver
@@ -28,6 +30,26 @@ class _Point:
     gradient: Tensor
     log_p: Tensor
     outputs: Tensor
+
+
+def foreseen(energy: Composite, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    """The dual point after a step in which M p answers linearly, M p = M q - B z: no kernel application.
+
+    From z = grad g(M q), Newton on g*(z') - <M q, z'> + <z', B z'>/2; exact in one turn for the squared loss. It lands
+    at the linearised implicit step, where the plain warm start z lands at the explicit one: 37% fewer evaluations
+    over a set of 23 problems, together with the fresh NTK (222 -> 140).
+    """
+    loss, y = energy.loss, energy.targets
+    box = loss.dual_box(y)
+    start = inside(z, box)
+    u, guess = loss.conjugate_gradient(start, y), start
+    for _ in range(_FORESIGHT):
+        gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
+        move = torch.linalg.solve(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient)
+        guess = inside(guess + move, box, guess)
+        if not bool(move.abs().max() > _SEEN * guess.abs().max()):
+            break
+    return guess if bool(torch.isfinite(guess).all()) else start
 
 
 @dataclass(frozen=True)
@@ -55,17 +77,18 @@ class DualSolver(StepSolver):
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
         """See StepSolver."""
         energy, y = problem.energy, problem.energy.targets
-        low, high = energy.loss.dual_box(y)
-        point, z = None, _inside(z0, low, high)
+        box = energy.loss.dual_box(y)
+        point, z = None, inside(z0, box)
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
             point = _evaluate(problem, z)
             if point is not None:
                 break
-            z = _inside(z / 2, low, high)
+            z = inside(z / 2, box)
         if point is None:
             return _failed(problem, z, curvature)
 
-        evaluations, B = 1, curvature
+        evaluations, B, pairs = 1, curvature, list[tuple[Tensor, Tensor]]()
+        refresh = energy.features.gram_work <= _CHEAP * point.log_p.numel()
         while True:
             residual, tolerance = _residual(problem, point), self._tolerance(problem, point)
             if not math.isfinite(residual):
@@ -74,14 +97,19 @@ class DualSolver(StepSolver):
             if residual <= tolerance:
                 status = Status.ok
                 break
+            if refresh:
+                B = problem.tau * energy.features.gram(point.log_p.exp())
+                for pair in pairs:
+                    B = _learn(B, *pair)
             hessian = B + torch.diag(energy.loss.conjugate_curvature(point.z, y))
             direction = torch.linalg.solve(hessian, point.gradient)
-            found, spent = self._search(problem, point, direction, low, high, self.max_evaluations - evaluations)
+            found, spent = self._search(problem, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
                 break
-            B = _learn(B, found.z - point.z, point.outputs - found.outputs)
+            pairs.append((found.z - point.z, point.outputs - found.outputs))
+            B = B if refresh else _learn(B, *pairs[-1])
             point = found
         return Solution(
             point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status
@@ -96,15 +124,15 @@ class DualSolver(StepSolver):
         return max(self.rtol, 4 * torch.finfo(point.log_p.dtype).eps * largest)
 
     def _search(
-        self, problem: StepProblem, point: _Point, direction: Tensor, low: Tensor, high: Tensor, budget: int
+        self, problem: StepProblem, point: _Point, direction: Tensor, budget: int
     ) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
-        alpha = 1.0
+        alpha, box = 1.0, problem.energy.loss.dual_box(problem.energy.targets)
         for spent in range(1, budget + 1):
-            z = _inside(point.z + alpha * direction, low, high, point.z)
+            z = inside(point.z + alpha * direction, box, point.z)
             found = _evaluate(problem, z)
             if found is None:
                 alpha /= 2
@@ -135,12 +163,20 @@ def _evaluate(problem: StepProblem, z: Tensor) -> _Point | None:
     return _Point(z, value, outputs - energy.loss.conjugate_gradient(z, y), log_p, outputs)
 
 
-def _inside(z: Tensor, low: Tensor, high: Tensor, start: Tensor | None = None) -> Tensor:
-    """z pulled into the open box: from a start inside, at most 99% of the way to a wall."""
-    if start is None:
-        width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
-        return torch.minimum(torch.maximum(z, low + _WALL * width), high - _WALL * width)
-    return torch.minimum(torch.maximum(z, start - 0.99 * (start - low)), start + 0.99 * (high - start))
+def inside(
+    z: Float[Tensor, " n"],
+    box: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    start: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, " n"]:
+    """z pulled into the open dual box: from a start inside it, at most 99% of the way to a wall."""
+    low, high = box
+    width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
+    if start is not None:
+        low, high, wall = start - 0.99 * (start - low), start + 0.99 * (high - start), _ROUNDING
+        low, high = torch.maximum(low, box[0] + wall * width), torch.minimum(high, box[1] - wall * width)
+    else:
+        low, high = low + _WALL * width, high - _WALL * width
+    return torch.minimum(torch.maximum(z, low), high)
 
 
 def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
@@ -182,8 +218,12 @@ def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
 
 
 _HALVINGS = 40
+_ROUNDING = 1e-14  # share of the dual box that no step may enter: there g* is infinite in floating point
 _WALL = 1e-6  # share of the dual box kept free of the start: g* is infinite in slope on the wall
 _NOISE = 1e-9  # a drop of D below this share of |D| may be rounding in float32 kernels
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
 _COARSE = 1e-3
+_CHEAP = 100  # multiplications of a gram per node: a kernel application on three axes costs more
+_FORESIGHT = 10
+_SEEN = 1e-3

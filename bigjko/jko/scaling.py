@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import StepError
 from ..status import Status
 from ..transport import Balanced
+from .dual import inside
 from .problem import Solution, StepProblem, StepSolver
 
 
@@ -44,15 +45,17 @@ class ScalingSolver(StepSolver):
         if not isinstance(transport, Balanced):
             raise StepError(f"received {type(transport).__name__}, need Balanced for ScalingSolver: use DualSolver")
         kernel, grid = transport.kernel, transport.kernel.grid
-        log_b = torch.zeros_like(problem.log_q)
-        z, log_p, status = z0, problem.log_q, Status.scaling_stalled
+        # a = 1 and z = 0 to begin with: from the dual's z0 the first prox would start at masses like exp(tau V / eps).
+        log_b = _over(problem.log_q, kernel.log_apply(torch.zeros_like(problem.log_q)))
+        z = inside(torch.zeros_like(z0), energy.loss.dual_box(energy.targets))
+        log_p, status = problem.log_q, Status.scaling_stalled
         iterations = 0
         for _ in range(self.max_iterations):
             iterations += 1
             log_s = kernel.log_apply(log_b)
             last, (log_p, z) = log_p, _prox(problem, log_s, z)
             log_a = log_p - log_s
-            log_b = torch.where(problem.log_q == LOG_ZERO, LOG_ZERO, problem.log_q - kernel.log_apply(log_a))
+            log_b = _over(problem.log_q, kernel.log_apply(log_a))
             change = float(grid.sum((log_p.exp() - last.exp()).abs()) / grid.sum(log_p.exp()))
             if not math.isfinite(change):
                 status = Status.not_finite
@@ -66,11 +69,15 @@ class ScalingSolver(StepSolver):
         return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
 
 
+def _over(log_x: Tensor, log_y: Tensor) -> Tensor:
+    return torch.where(log_x == LOG_ZERO, LOG_ZERO, log_x - log_y)
+
+
 def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """argmin over p of eps KL(p | s) + tau F(p) - <d, p>, as p = s exp((d - tau (V + M^T z)) / eps): (log p, z)."""
     energy, eps, tau = problem.energy, problem.transport.epsilon, problem.tau
     loss, y = energy.loss, energy.targets
-    low, high = loss.dual_box(y)
+    box = loss.dual_box(y)
 
     def respond(z: Tensor) -> tuple[Tensor, Tensor]:
         log_p = log_s + (problem.d - tau * energy.at(z)) / eps
@@ -85,11 +92,11 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
         hessian = torch.diag(loss.conjugate_curvature(z, y)) + tau / eps * torch.stack(columns)
         direction, alpha = torch.linalg.solve(hessian, gradient), 1.0
         while alpha > 1e-8:
-            # At most 90% of the way to a wall of the dual box; the slope along the move must not turn by more than 1/2.
-            new = torch.minimum(torch.maximum(z + alpha * direction, z - 0.9 * (z - low)), z + 0.9 * (high - z))
+            new = inside(z + alpha * direction, box, z)
             log_new, found = respond(new)
             move = new - z
-            if float(move @ found) >= -float(move @ gradient) / 2:
+            last = float(move @ found)
+            if math.isfinite(last) and last >= -float(move @ gradient) / 2:  # not finite: masses that overflowed
                 break
             alpha /= 2
         z, log_p, gradient = new, log_new, found

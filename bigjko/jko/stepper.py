@@ -16,7 +16,7 @@ from ..risk import Risk
 from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport
-from .dual import DualSolver
+from .dual import DualSolver, foreseen
 from .entropy import Debiased, Entropy, smallest_epsilon
 from .problem import StepProblem, StepSolver
 from .scheme import FirstOrder, Scheme
@@ -124,7 +124,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         transport = self.transport.fitted(log_q)
         energy = self.scheme.model(self.composite, q, dt)
         gram = energy.features.gram(q)
-        z, d, curvature = state.z, state.d, dt * gram
+        d, curvature = state.d, dt * gram
+        z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
         evaluations, passes, status = 0, 0, Status.ok
         for _ in range(self.entropy.passes):
             solution = self.solver.solve(StepProblem(transport, energy, log_q, d, dt, gram), z, curvature)

@@ -32,6 +32,11 @@ class Features(ABC):
     def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """|grad V_z|^2 in the same metric."""
 
+    @property
+    @abstractmethod
+    def gram_work(self) -> int:
+        """Multiplications in one `gram`: what a solver weighs against a kernel application."""
+
 
 class Stream(ABC):
     """Sums over directions of relu(w . x_j): the only code that sees directions and data together."""
@@ -176,6 +181,11 @@ class Ridge(Features):
         double = X.double()
         return gates * (double @ double.T) + heights
 
+    @property
+    def gram_work(self) -> int:
+        """2 n^2 N_w."""
+        return 2 * self.stream.X.shape[0] ** 2 * self.stream.directions.shape[0]
+
     def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """See Features."""
         slopes = self.stream.slopes(z)
@@ -205,6 +215,11 @@ class Sum(Features):
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""
         return torch.stack([part.gram(p) for part in self.parts]).sum(0)
+
+    @property
+    def gram_work(self) -> int:
+        """The parts' together."""
+        return sum(part.gram_work for part in self.parts)
 
     def slope2(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """See Features."""
