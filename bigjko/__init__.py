@@ -11,6 +11,8 @@ from bigjko_kernels import Sphere as Sphere
 from . import kernels as kernels
 from . import losses as losses
 from . import neurons as neurons
+from .compare import Comparison as Comparison
+from .compare import compare as compare
 from .energy import Potential as Potential
 from .errors import BoundaryMassWarning as BoundaryMassWarning
 from .errors import MeasureError as MeasureError

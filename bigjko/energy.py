@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from bigjko_kernels import Features, Grid
@@ -45,6 +45,7 @@ class Composite:
         return self.potential + self.features.potential(z.to(self.potential.dtype))
 
 
+@runtime_checkable
 class Energy(Protocol):
     """Anything that can be put on a node set."""
 

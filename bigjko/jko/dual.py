@@ -97,12 +97,17 @@ class DualSolver(StepSolver):
             if residual <= tolerance:
                 status = Status.ok
                 break
+            g_curvature = torch.diag(energy.loss.conjugate_curvature(point.z, y))
             if refresh:
-                B = problem.tau * energy.features.gram(point.log_p.exp())
+                curvature = problem.tau * energy.features.gram(point.log_p.exp())
+                B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
-            hessian = B + torch.diag(energy.loss.conjugate_curvature(point.z, y))
-            direction = torch.linalg.solve(hessian, point.gradient)
+            direction = torch.linalg.solve(B + g_curvature, point.gradient)
+            if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
+                pairs.clear()
+                B = curvature
+                direction = torch.linalg.solve(B + g_curvature, point.gradient)
             found, spent = self._search(problem, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:

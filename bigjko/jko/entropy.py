@@ -104,13 +104,18 @@ class Debiased(Entropy):
         p = log_p.exp()
         grid = transport.kernel.grid
         mass = grid.sum(p)
-        misfit = grid.sum(p * (1 - (-log_ratio).exp()).abs()) / mass
-        reproduced = grid.sum(p * (-log_ratio).exp()) / mass
-        worst = log_ratio.max().double() + reproduced.log()
-        return Refit(new, float(misfit), transport.epsilon * float(mass) * max(float(worst), 0.0))
+        # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
+        # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
+        # exp(-100), and keeps log d finite where p is 0.
+        floored = torch.maximum(new, new.max() - _DEPTH * transport.epsilon)
+        r = (log_p - log_ratio).exp()
+        misfit = grid.sum((p - r).abs()) / mass
+        worst = log_ratio.max().double() + (grid.sum(r) / mass).log()
+        return Refit(floored, float(misfit), transport.epsilon * float(mass) * max(float(worst), 0.0))
 
 
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly
+_DEPTH = 100.0  # log d is kept within this of its largest value: exp(-100) = 4e-44
 _FITTED = 1e-13  # misfit that is rounding in float64
 _NEARLY = 1e-9  # from here a descent that stops falling is rounding
 

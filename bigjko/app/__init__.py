@@ -1,0 +1,1 @@
+"""Experiments from a file: `bigjko run` and `bigjko compare`."""

@@ -1,0 +1,119 @@
+"""The command `bigjko`."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import torch
+
+from .. import __version__
+from ..optional import need
+
+if TYPE_CHECKING:
+    import typer
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+def main() -> None:
+    """Run the command; without the libraries of the extra, say which are missing."""
+    try:
+        commands = app()
+    except ImportError as missing:
+        sys.stderr.write(f"error: {missing}\n")
+        raise SystemExit(_BAD_INPUT) from None
+    commands()
+
+
+def app() -> "typer.Typer":
+    """The commands, built when they are called: the core installs without what they need.
+
+    Raises:
+        ImportError: naming the command that installs what is missing.
+    """
+    for library in ("typer", "rich", "pydantic", "zarr", "xarray", "matplotlib"):
+        need(library, "the bigjko command")
+    import typer
+    from rich.console import Console
+
+    from .config import ConfigError, load
+    from .run import Stopped, execute, reload
+
+    commands = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    def fail(message: object, code: int = _BAD_INPUT) -> NoReturn:
+        console = Console(stderr=True)
+        if code == _BAD_INPUT:
+            message = f"error: {message}"
+        console.print(str(message), style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(code)
+
+    @commands.callback(invoke_without_command=True)
+    def about(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
+        """Entropic JKO flows of two-layer networks on a grid, held against gradient descent."""
+        if version:
+            Console().print(f"bigjko {__version__}", highlight=False)
+            raise typer.Exit
+
+    @commands.command()
+    def run(
+        file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+        out: Annotated[Path | None, typer.Option(help="A new folder; runs/<file>-<time> by default.")] = None,
+        device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
+    ) -> None:
+        """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder."""
+        folder = Path("runs") / f"{file.stem}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else out
+        try:
+            experiment = load(file)
+            if device is not None:
+                experiment = experiment.model_copy(update={"device": device})
+            found = execute(experiment, folder, Console(stderr=True))
+        except (ConfigError, ImportError) as refused:
+            fail(refused)
+        except OSError as refused:
+            fail(f"received the output folder {folder}, which cannot be written ({refused}): choose another with --out")
+        except Stopped as stopped:
+            fail(stopped, stopped.code)
+        except KeyboardInterrupt:
+            fail(f"interrupted between two flows: those that were complete are saved in {folder}", _INTERRUPTED)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            fail(f"received grids that do not fit into memory ({error}): take fewer nodes, or dtype = 'float32'")
+        _show(found, folder)
+
+    @commands.command()
+    def compare(
+        folder: Annotated[Path, typer.Argument(help="What bigjko run left: of one run, or of several.")],
+    ) -> None:
+        """Read the flows of a folder again and say how far apart they are."""
+        try:
+            found = reload(folder)
+        except (ConfigError, ImportError, OSError, ValueError) as refused:
+            fail(refused)
+        except KeyboardInterrupt:
+            fail("interrupted: nothing has been changed", _INTERRUPTED)
+        _show(found, folder)
+
+    return commands
+
+
+def _show(found: dict[str, dict[str, Any]], folder: Path) -> None:
+    """The table, the verdict, the folder."""
+    from rich.console import Console
+
+    from .verdict import table, verdict
+
+    console = Console()
+    console.print(table(found))
+    console.print(verdict(found), style="bold", markup=False, highlight=False)
+    console.print(f"All of it is in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it, the CPU's allocator only a text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

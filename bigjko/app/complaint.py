@@ -1,0 +1,88 @@
+"""What is wrong in a file, in one sentence: where it stands, what was received, what is needed, what to do."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+Section = type[BaseModel]
+
+
+def sentence(error: ErrorDetails, root: Section) -> str:
+    """One of pydantic's errors about a file of sections; the `description` of a field says what is needed there."""
+    where, key, need, section = _place(error, root)
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    if error["type"] == "extra_forbidden":
+        known = section.model_fields
+        hint = meant(key, known) or _elsewhere(key, root) or ": leave it out"
+        return f"{where}: received the unknown key {key!r}, need one of {', '.join(known)}{hint}"
+    if error["type"] == "missing":
+        return f"{where}: received no {key}, need {need}: add it"
+    shown = json.dumps(error["input"], ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= _LONG else f"{shown[:_LONG]} ..."
+    return f"{where}: received {key} = {shown}, need {need}: correct it"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The nearest known word, as a question; nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+def _place(error: ErrorDetails, root: Section) -> tuple[str, str, str, Section]:
+    """The section an error stands in, in words; its key, what is needed there, and the section's model."""
+    path: list[str] = []  # sections from the root down
+    section, child = root, None  # child: the section that `key` names, where it names one
+    row, key, need = "", "", ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            if child is None:
+                key += f"[{part}]"
+            else:
+                row = f" {part + 1}"  # of an array of tables
+        elif child is not None or not key:  # else the branch of a union, which nobody wrote
+            if child is not None:
+                section = child
+                path.append(key)
+            key = part
+            field = section.model_fields.get(part)
+            child, need = (_section(field.annotation), field.description or "") if field else (None, "")
+    if child is not None and error["type"] == "value_error":  # of the section itself
+        section = child
+        path.append(key)
+    if not path:
+        where = "at the top level"
+    elif not row:
+        where = f"in [{'.'.join(path)}]"
+    else:
+        table = f"[[{path[0]}]]{row}"
+        where = f"in {table}" if len(path) == 1 else f"in [{'.'.join(path)}] of {table}"
+    return where, key, need, section
+
+
+def _section(annotation: Any) -> Section | None:
+    """The section in an annotation: itself, the items of a list, or one branch of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _homes(section: Section, path: str) -> Iterator[tuple[str, Section]]:
+    yield (f"in [{path}]" if path else "at the top level"), section
+    for name, field in section.model_fields.items():
+        child = _section(field.annotation)
+        if child is not None:
+            yield from _homes(child, f"{path}.{name}" if path else name)
+
+
+def _elsewhere(key: str, root: Section) -> str:
+    """Where a key would be known."""
+    places = [place for place, section in _homes(root, "") if key in section.model_fields]
+    return f": it belongs {' or '.join(places)}" if places else ""
+
+
+_LONG = 60  # characters of a value that are quoted

@@ -1,0 +1,85 @@
+"""The data sets an experiment can name, and what may be done to them before the flows see them."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import RiskError
+from ..optional import need
+
+
+def orthogonal() -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Two orthogonal points with labels of opposite sign.
+
+    Reference: Boursier, Pillaud-Vivien and Flammarion 2022.
+    """
+    return _tensor([[-0.5, 1.0], [2.0, 1.0]]), _tensor([-1.0, 1.0])
+
+
+def diabetes() -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """scikit-learn's diabetes data: 442 patients, 10 measurements, disease progression after one year."""
+    X, y = need("sklearn.datasets", "the data set 'diabetes'").load_diabetes(return_X_y=True)
+    return _tensor(X), _tensor(y)
+
+
+DATASETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"diabetes": diabetes, "orthogonal": orthogonal}
+
+
+def prepared(
+    X: Float[Tensor, "n d"],
+    y: Float[Tensor, " n"],
+    *,
+    components: int | None = None,
+    standardise: bool = False,
+    standardise_labels: bool = False,
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
+    """Principal components first, then columns and labels of mean 0 and standard deviation 1 (over n, not n - 1).
+
+    Args:
+        X: (n, d) inputs.
+        y: (n,) labels.
+        components: principal components to keep; None keeps the columns as they are.
+        standardise: the columns that are left.
+        standardise_labels: y.
+
+    Raises:
+        RiskError: for more components than the data have, or a constant column or label that is to be standardised.
+    """
+    if components is not None:
+        X = _principal(X, components)
+    if standardise:
+        X = _standard(X, "columns")
+    if standardise_labels:
+        y = _standard(y[:, None], "labels")[:, 0]
+    return X, y
+
+
+def _principal(X: Tensor, components: int) -> Tensor:
+    most = min(X.shape)
+    if not 1 <= components <= most:
+        raise RiskError(f"received components = {components} for data {tuple(X.shape)}, need 1 to {most}: take fewer")
+    centred = X - X.mean(0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    axes = axes[:components]
+    # An axis has no sign of its own: its largest entry is made positive, so that every machine sees the same data.
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    scores: Tensor = centred @ (axes * largest.sign()).T
+    return scores
+
+
+def _standard(columns: Tensor, what: str) -> Tensor:
+    spread = columns.std(0, correction=0)
+    if not bool((spread > _CONSTANT * columns.abs().amax(0)).all()):
+        raise RiskError(
+            f"received {what} of which one is constant, need a spread to divide by: switch standardising off"
+        )
+    return (columns - columns.mean(0)) / spread
+
+
+def _tensor(values: object) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+_CONSTANT = 1e-12  # a spread below this share of the largest value is rounding

@@ -1,0 +1,382 @@
+"""An experiment from its file to a folder: both flows of every run, what they say, and how they were made."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+import threading
+import time as clock
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bigjko_kernels import Grid, GridError, KernelError
+
+from .. import __version__
+from ..compare import compare
+from ..errors import BoundaryMassWarning, MeasureError, NarrowMeasureWarning, RiskError, StepError
+from ..evolve import evolve
+from ..flow import Flow
+from ..jko import JKO, Debiased, DualSolver, Plain
+from ..losses import Logistic, Loss, Squared
+from ..measure import GridMeasure, ParticleMeasure
+from ..neurons import Lifted, Projected
+from ..particles import GradientDescent, GradientFlow
+from ..risk import Risk
+from ..show.plots import plot_flows
+from ..show.progress import Bars
+from ..status import FlowError, FlowInterrupted
+from ..stepper import Stepper
+from .config import ConfigError, Experiment, Run, Start, Time, dump
+from .data import DATASETS, prepared
+from .verdict import Numbers, numbers, verdict
+
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what the user wanted
+    """A flow that did not reach its end; what was recorded has been saved.
+
+    Attributes:
+        code: for the shell.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run with everything built: nothing in it can be refused any more."""
+
+    run: Run
+    time: Time
+    jko: JKO
+    start: GridMeasure
+    descent: Stepper[ParticleMeasure, Any]
+    particles: ParticleMeasure
+
+
+def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Numbers]:
+    """Run everything in an experiment and leave a folder.
+
+    One run writes `flow-jko.zarr`, `flow-gd.zarr`, `flows.png`, `summary.json`, `config.toml` and `versions.json` to
+    `out`; several write each to a folder of its own, and a `summary.json` of all.
+
+    Args:
+        experiment: what to run.
+        out: must not exist.
+        console: rich's, for bars and notes.
+
+    Returns:
+        The numbers of every run, by name.
+
+    Raises:
+        ConfigError: for what the engine refuses, before anything is run, and for a folder that exists.
+        Stopped: for Ctrl-C and for a step that failed; all that was recorded has been saved.
+    """
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"received the output folder {out}, which exists, need a new one: choose another with --out")
+    with notes(console):
+        X, y = _data(experiment)
+        runs = [prepare(experiment, run, X, y) for run in experiment.runs]
+    out.mkdir(parents=True)
+    several = len(runs) > 1
+    found: dict[str, Numbers] = {}
+    try:
+        for one in runs:
+            folder = out / one.run.name if several else out
+            folder.mkdir(exist_ok=True)
+            (folder / "config.toml").write_text(dump(experiment.model_copy(update={"runs": [one.run]})), "utf-8")
+            _write(folder / "versions.json", versions(experiment.device))
+            try:
+                found[one.run.name] = _both(one, folder, f"{one.run.name}: " if several else "", console)
+            except Stopped as stopped:
+                found[one.run.name] = {"status": str(stopped)}
+                raise
+            finally:
+                if one.run.name in found:
+                    _write(folder / "summary.json", _summary({one.run.name: found[one.run.name]}))
+    finally:
+        if several:
+            _write(out / "summary.json", _summary(found))
+    return found
+
+
+def reload(folder: Path) -> dict[str, Numbers]:
+    """The numbers of every run in a folder that `execute` left, from the flows themselves.
+
+    Raises:
+        ConfigError: for a folder without two flows to compare.
+    """
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    runs = [folder, *inside]
+    whole = [path for path in runs if all((path / f"flow-{kind}.zarr").exists() for kind in ("jko", "gd"))]
+    if not whole:
+        raise ConfigError(
+            f"received {folder}, which holds no run with both flow-jko.zarr and flow-gd.zarr, need a folder that "
+            "bigjko run left: check the path"
+        )
+    found = {}
+    for path in whole:
+        jko, gd = Flow.load(path / "flow-jko.zarr"), Flow.load(path / "flow-gd.zarr")
+        found[jko.attributes.get("run", path.name)] = numbers(compare(jko, gd))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- preparing
+
+
+def _data(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    data = experiment.data
+    if data.name is not None:
+        X, y = DATASETS[data.name]()
+    else:
+        X, y = torch.tensor(data.X, dtype=torch.float64), torch.tensor(data.y, dtype=torch.float64)
+    try:
+        X, y = prepared(
+            X, y, components=data.components, standardise=data.standardise, standardise_labels=data.standardise_labels
+        )
+    except RiskError as refused:
+        raise ConfigError(f"in [data]: {refused}") from refused
+    kind = {"dtype": getattr(torch, experiment.dtype), "device": _device(experiment.device)}
+    return X.to(**kind), y.to(**kind)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as missing:
+        here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        reason = str(missing).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"received device = '{name}', which cannot be used here ({reason}), need one of {', '.join(here)}: "
+            "choose it with --device"
+        ) from missing
+    return device
+
+
+def prepare(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Tensor, " n"]) -> Prepared:
+    """Build a run.
+
+    Raises:
+        ConfigError: for what the engine refuses, naming the run.
+    """
+    scale = 1 / len(y) if experiment.loss.scale == "mean" else float(experiment.loss.scale)
+    loss: Loss = {"squared": Squared, "logistic": Logistic}[experiment.loss.name](scale)
+    try:
+        way: Lifted | Projected = Lifted() if run.way == "lifted" else Projected()
+        risk = Risk(X, y, way, loss, experiment.weight_decay)
+        grid = _grid(run, way, X)
+        way.check(grid, X.shape[1])
+        start = _start(run.start, way, grid, X.shape[1])
+        jko = JKO(
+            risk,
+            grid,
+            run.jko.tau,
+            epsilon=run.jko.epsilon * grid.spacing**2,
+            entropy=Plain() if run.jko.entropy == "plain" else Debiased(run.jko.passes or 2),
+            solver=DualSolver(rtol=run.jko.rtol),
+        )
+        descent = _descent(run, risk)
+        return Prepared(
+            run, experiment.time_of(run), jko, start, descent, way.particles(start, drop=run.particles.drop)
+        )
+    except (GridError, KernelError, MeasureError, RiskError, StepError) as refused:
+        raise ConfigError(f"in the run '{run.name}': {refused}") from refused
+
+
+def _grid(run: Run, way: Lifted | Projected, X: Float[Tensor, "n d"]) -> Grid:
+    choice, dim = run.grid, X.shape[1]
+    kind: dict[str, Any] = {"dtype": X.dtype, "device": X.device}
+    if isinstance(way, Projected):
+        assert choice.nodes is not None
+        return way.grid(choice.nodes, dim, **kind)
+    if choice.nodes is not None and choice.radius is not None:
+        return way.grid(choice.nodes, dim, radius=choice.radius, **kind)
+    axes = dim + 1
+    shape = choice.shape or [choice.nodes or 0] * axes
+    low = choice.low or [-(choice.radius or 0.0)] * axes
+    high = choice.high or [choice.radius or 0.0] * axes
+    return Grid.uniform(low, high, shape, **kind)
+
+
+def _start(choice: Start, way: Lifted | Projected, grid: Grid, dim: int) -> GridMeasure:
+    if choice.kind == "gaussian":
+        mean, std = (_per_axis(value, grid, dim + 1) for value in (choice.mean, choice.std))
+        return GridMeasure.gaussian(grid, mean, std)
+    if choice.kind == "uniform":
+        assert isinstance(way, Projected)
+        assert choice.radius is not None
+        return way.uniform(grid, radius=choice.radius)
+    assert choice.seed is not None
+    generator = torch.Generator().manual_seed(choice.seed)
+    drawn = torch.randn(choice.neurons or 0, dim + 1, generator=generator, dtype=torch.float64).to(grid.device)
+    if isinstance(way, Projected):  # balanced neurons: |w| = |a| = radius
+        W = drawn[:, :dim] / drawn[:, :dim].norm(dim=1, keepdim=True)
+        neurons = torch.cat([W, drawn[:, dim:].sign()], dim=1) * (choice.radius or 0.0)
+    else:
+        neurons = drawn * _per_axis(choice.std, grid, dim + 1)
+    neurons = neurons.to(grid.dtype)
+    return way.measure(grid, neurons[:, :dim], neurons[:, dim], width=choice.width or 3.0)
+
+
+def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float[Tensor, " k"]:
+    numbers = value if isinstance(value, list) else [value] * axes
+    if len(numbers) != axes:
+        raise MeasureError(f"received {len(numbers)} numbers for the start, need {axes}, one an axis, or one for all")
+    return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
+
+
+def _descent(run: Run, risk: Risk) -> Stepper[ParticleMeasure, Any]:
+    choice = run.particles
+    if choice.method == "gd":
+        return GradientDescent(risk, choice.tau)
+    own = {key: value for key in ("rtol", "atol") if (value := getattr(choice, key)) is not None}
+    return GradientFlow(risk, choice.tau, **own)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def _both(one: Prepared, folder: Path, title: str, console: Any) -> Numbers:
+    """Gradient descent first, so that the bar of JKO can show the gap to it."""
+    facts = {"run": one.run.name, "dtype": str(one.start.grid.dtype)[6:], "device": _device_name(one.start.grid.device)}
+    about = {
+        "tau": one.jko.tau,
+        "epsilon": one.jko.transport.epsilon,
+        "epsilon_h2": one.run.jko.epsilon,
+        "entropy": repr(one.jko.entropy),
+    }
+    t_end = one.time.t_end
+    with notes(console, title), Bars(console) as bars:
+
+        def flow(kind: str, run: Callable[..., Flow], about: dict[str, Any], reference: Flow | None = None) -> Flow:
+            bar = bars.add(f"{title}{kind.upper()}", t_end, reference=reference)
+            return _kept(lambda: run(bar), folder / f"flow-{kind}.zarr", t_end, facts | about)
+
+        save_at = sorted({0.0, *one.time.save_at, t_end})
+        every = one.run.particles.record
+        gd = flow(
+            "gd",
+            lambda bar: evolve(one.descent, one.particles, t_end, save_at=save_at, record=every, progress=bar),
+            {"tau": one.descent.tau, "drop": one.run.particles.drop},
+        )
+        often = one.run.jko.record
+        jko = flow(
+            "jko",
+            lambda bar: evolve(one.jko, one.start, t_end, save_at=save_at, record=often, progress=bar),
+            about,
+            reference=gd,
+        )
+    plot_flows(jko, gd, folder / "flows.png")
+    return numbers(compare(jko, gd))
+
+
+def _kept(run: Callable[[], Flow], path: Path, t_end: float, facts: dict[str, Any]) -> Flow:
+    """The flow, timed, and saved whether it reached its end or not."""
+    began = clock.perf_counter()
+    stop: FlowError | FlowInterrupted | None = None
+    try:
+        flow = run()
+    except (FlowError, FlowInterrupted) as early:
+        stop, reached = early, early.flow
+        assert isinstance(reached, Flow)
+        flow = reached
+    flow = dataclasses.replace(flow, attributes=facts | {"seconds": clock.perf_counter() - began})
+    with _undisturbed():
+        flow.save(path)
+    if stop is None:
+        return flow
+    kept = f"is saved up to t = {float(flow.times[-1]):.6g} of {t_end:g} in {path}"
+    if isinstance(stop, FlowInterrupted):
+        raise Stopped(f"interrupted: {flow.name} {kept}", _INTERRUPTED) from None
+    raise Stopped(f"{stop}; {flow.name} {kept}", 1) from stop
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No Ctrl-C while a flow is written: a second one, from impatience, would cost what the first has kept."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def notes(console: Any, title: str = "") -> Iterator[None]:
+    """The engine's warnings as notes on the console, each once."""
+    seen: set[str] = set()
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, NarrowMeasureWarning | BoundaryMassWarning):
+            others(message, category, *where, **more)
+        elif str(message) not in seen:
+            seen.add(str(message))
+            console.print(f"note: {title}{message}", style="yellow", markup=False, highlight=False)
+
+    with warnings.catch_warnings():
+        for category in (NarrowMeasureWarning, BoundaryMassWarning):
+            warnings.simplefilter("always", category)
+        warnings.showwarning = show
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+def versions(device: str) -> dict[str, Any]:
+    """What a run was made with."""
+    libraries = ("torch", "pykeops", "geomloss", "numpy", "torchdiffeq", "scikit-learn", "xarray", "zarr", "matplotlib")
+    found = {}
+    for name in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return {
+        "bigjko": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": _device_name(torch.device(device)),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **found,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _summary(found: dict[str, Numbers]) -> dict[str, Any]:
+    whole = {name: run for name, run in found.items() if "output_gap_sup" in run}
+    return {"verdict": verdict(whole) if whole else None, "runs": found, "bigjko": __version__}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN and no inf."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

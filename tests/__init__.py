@@ -1,0 +1,1 @@
+"""The test matrix: `registry.py` lists what it runs over."""

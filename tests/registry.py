@@ -1,0 +1,351 @@
+"""The one list of what the shared tests run over. A new class is tested by being listed here.
+
+`test_registry.py` walks the subclasses of every family and fails while one is missing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from bigjko_kernels import (
+    LOG_ZERO,
+    Circle,
+    Cost,
+    Dense,
+    Factor,
+    Features,
+    GibbsKernel,
+    Grid,
+    HellingerKantorovich,
+    Keops,
+    Lazy,
+    Line,
+    PerFactor,
+    Ridge,
+    Separable,
+    Sheets,
+    Sphere,
+    SquaredArc,
+    SquaredEuclidean,
+    Stream,
+    Sum,
+    Tiled,
+    geodesic,
+)
+from torch import Tensor
+
+from bigjko.losses import Logistic, Loss, Squared
+from bigjko.neurons import Lifted, Neurons, Projected
+
+# ------------------------------------------------------------------------------------------------- factors and grids
+
+
+def sinh_axis(nodes: int, *, radius: float = 3.0, stretch: float = 2.0) -> Line:
+    """A line that is fine at 0 and coarse at its ends."""
+    u = torch.linspace(-stretch, stretch, nodes, dtype=torch.float64)
+    return Line.at(u.sinh() * (radius / math.sinh(stretch)))
+
+
+def uneven_circle(nodes: int) -> Circle:
+    """Directions that grow sparser on the way round: the largest gap is 2 nodes times the mean one."""
+    u = torch.arange(nodes, dtype=torch.float64) / nodes
+    return Circle.at(2 * math.pi * u * (0.3 + 0.7 * u))
+
+
+def signs() -> Sheets:
+    """The two sheets of Projected."""
+    return Sheets.of([1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class FactorCase:
+    """A small factor, and what is known of it: total cell size, nodes on an artificial edge, largest gap."""
+
+    make: Callable[[], Factor]
+    volume: float
+    edges: int
+    spacing: float
+
+
+_SINH_GAPS = sinh_axis(41).nodes[:, 0].diff()
+_UNEVEN = 2 * math.pi * (0.3 + 0.7) - 2 * math.pi * (29 / 30) * (0.3 + 0.7 * 29 / 30)  # its last gap, back to angle 0
+
+FACTORS: dict[str, FactorCase] = {
+    # n cells of width h, by convention: the end cells are whole, and reach h/2 beyond the box.
+    "line": FactorCase(lambda: Line.uniform(-3.0, 3.0, 61), 61 * 0.1, 2, 0.1),
+    "sinh line": FactorCase(
+        lambda: sinh_axis(41), 6.0 + float(_SINH_GAPS[0] + _SINH_GAPS[-1]) / 2, 2, float(_SINH_GAPS.max())
+    ),
+    "single node": FactorCase(lambda: Line.uniform(0.3, 0.3, 1), 1.0, 0, 0.0),
+    "circle": FactorCase(lambda: Circle.uniform(30), 2 * math.pi, 0, 2 * math.pi / 30),
+    "uneven circle": FactorCase(lambda: uneven_circle(30), 2 * math.pi, 0, _UNEVEN),
+    "sphere": FactorCase(lambda: Sphere.fibonacci(50), 4 * math.pi, 0, math.sqrt(4 * math.pi / 50)),
+    "sheets": FactorCase(lambda: Sheets.of([1.0, -1.0, 2.0]), 3.0, 0, 0.0),
+}
+
+
+def _lines(*axes: tuple[float, float, int]) -> Grid:
+    low, high, shape = zip(*axes, strict=True)
+    return Grid.uniform(low, high, shape)
+
+
+# Float64, on the CPU; tests move them. Small enough for the dense oracle, long enough (line, circle) that the widest
+# window of Separable, 17 tiles of 16 nodes, is not the whole axis.
+GRIDS: dict[str, Callable[[], Grid]] = {
+    "line": lambda: _lines((-3.0, 3.0, 700)),
+    "sinh line": lambda: Grid((sinh_axis(400),)),
+    "plane": lambda: _lines((-3.0, 3.0, 40), (-2.0, 2.0, 33)),
+    "mixed plane": lambda: Grid((Line.uniform(-3.0, 3.0, 30), sinh_axis(41))),
+    "box": lambda: _lines((-1.0, 1.0, 11), (-1.0, 1.0, 9), (-1.0, 1.0, 13)),
+    "thin box": lambda: _lines((0.0, 0.0, 1), (-1.0, 1.0, 50), (0.5, 0.5, 1)),
+    "point": lambda: _lines((0.0, 0.0, 1)),
+    "circle": lambda: Grid((Circle.uniform(320),)),
+    "uneven circle": lambda: Grid((uneven_circle(200),)),
+    "signed circle": lambda: Grid((signs(), Circle.uniform(150))),
+    "signed sphere": lambda: Grid((signs(), Sphere.fibonacci(200))),
+    "cylinder": lambda: Grid((Line.uniform(-1.0, 1.0, 20), Circle.uniform(48))),
+}
+
+
+def coordinate(factor: Factor) -> Tensor:
+    """One number a node along which a factor is walked: x, the angle, the height, the label."""
+    if isinstance(factor, Circle):
+        return torch.atan2(factor.nodes[:, 1], factor.nodes[:, 0]) % (2 * math.pi)
+    return factor.nodes[:, -1]
+
+
+# ---------------------------------------------------------------------------------------------------- adversarial input
+
+
+def _uniform(grid: Grid) -> Tensor:
+    return torch.rand(grid.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def _slope(grid: Grid) -> Tensor:
+    # With eps = .75 h^2 the mass moves eps * 27/h = 20 h. Opposite signs on neighbouring factors: axis by axis the
+    # values rise and fall again by as much, so that what is rounded in between is larger than the answer.
+    total = torch.zeros(grid.shape, dtype=torch.float64)
+    for k, f in enumerate(grid.factors):
+        steep = 27 / f.spacing if f.spacing else 27.0
+        total = total + grid.along(k, coordinate(f) * (steep * (-1) ** k))
+    return total
+
+
+def _holes(grid: Grid) -> Tensor:
+    kept = torch.rand(grid.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64) < 0.1
+    return (100 * (_uniform(grid) - 0.5)).masked_fill(~kept, LOG_ZERO)
+
+
+def _spike(grid: Grid) -> Tensor:
+    b = torch.full((grid.size,), LOG_ZERO, dtype=torch.float64)
+    b[grid.size // 3] = 0.7
+    return b.reshape(grid.shape)
+
+
+def _smooth(grid: Grid) -> Tensor:
+    total = torch.zeros(grid.shape, dtype=torch.float64)
+    for k, f in enumerate(grid.factors):
+        total = total - grid.along(k, 2 * (coordinate(f) - 0.1) ** 2)
+    return total
+
+
+# Log values on a float64 grid; tests move and round them.
+INPUTS: dict[str, Callable[[Grid], Tensor]] = {
+    "spans 1e4": lambda grid: 1e4 * (_uniform(grid) - 0.5),
+    "moves 20 nodes": _slope,
+    "90% empty": _holes,
+    "one spike": _spike,
+    "all empty": lambda grid: torch.full(grid.shape, LOG_ZERO, dtype=torch.float64),
+    "smooth": _smooth,
+}
+
+# ---------------------------------------------------------------------------------------------------- costs and kernels
+
+
+def _curved(grid: Grid) -> list[Factor]:
+    return [f for f in grid.factors if not isinstance(f, Sheets)]
+
+
+def _flat(grid: Grid) -> bool:
+    return all(isinstance(f, Line) for f in _curved(grid))
+
+
+def _round(grid: Grid) -> bool:
+    return len(_curved(grid)) == 1 and isinstance(_curved(grid)[0], Circle | Sphere)
+
+
+@dataclass(frozen=True)
+class CostCase:
+    """A cost, and the grids that it is meant for."""
+
+    kind: type[Cost]
+    make: Callable[[Grid], Cost]
+    fits: Callable[[Grid], bool]
+
+
+COSTS: dict[str, CostCase] = {
+    "euclidean": CostCase(SquaredEuclidean, lambda grid: SquaredEuclidean(), _flat),
+    "arc": CostCase(SquaredArc, lambda grid: SquaredArc(), _round),
+    "cone of the balanced projection": CostCase(
+        HellingerKantorovich, lambda grid: HellingerKantorovich(1 / math.sqrt(2)), _round
+    ),
+    "cone of any start": CostCase(HellingerKantorovich, lambda grid: HellingerKantorovich(1.0), _round),
+    "per factor": CostCase(PerFactor, geodesic, lambda grid: not _flat(grid) and not _round(grid)),
+}
+
+
+def ulp(x: Tensor) -> Tensor:
+    """The distance from |x| to the next float32, in float64."""
+    return 2.0 ** (x.abs().double().log2().floor() - 23)
+
+
+def log_tolerance(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far log_apply may be from the float64 oracle on the same rounded input.
+
+    float64: c/eps and b are rounded to 1e-16 of their own size, which is up to 1e4 times that of the difference which
+    decides: 1e-12, relative to what comes out. float32: the sums themselves run in float64, so what is left is the
+    rounding of the result: half an ulp, and 1e-5 for a float32 product within one shift (mathematics.md 4).
+    """
+    if dtype == torch.float64:
+        return 1e-12 * (1 + exact.abs())
+    return 1e-5 + 4 * ulp(exact.abs().clamp(min=1.0))
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """A kernel, the costs it takes, and how far it may be from the oracle (None for the oracle itself)."""
+
+    kind: type[GibbsKernel]
+    takes: Callable[[Grid, Cost], bool]
+    tolerance: Callable[[Tensor, torch.dtype], Tensor] | None
+
+
+KERNELS: dict[str, KernelCase] = {
+    "dense": KernelCase(Dense, lambda grid, cost: True, None),
+    "separable": KernelCase(Separable, lambda grid, cost: cost.per_factor(grid) is not None, log_tolerance),
+    "lazy": KernelCase(Lazy, lambda grid, cost: True, log_tolerance),
+}
+
+# ---------------------------------------------------------------------------------------------------------------- losses
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A loss, and labels that it takes."""
+
+    kind: type[Loss]
+    make: Callable[[], Loss]
+    labels: Callable[[int], Tensor]
+
+
+def _real_labels(n: int) -> Tensor:
+    return torch.linspace(-1.5, 2.0, n, dtype=torch.float64)
+
+
+def _sign_labels(n: int) -> Tensor:
+    return torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64).repeat(n)[:n]
+
+
+LOSSES: dict[str, LossCase] = {
+    "squared": LossCase(Squared, Squared, _real_labels),
+    "mean squared": LossCase(Squared, lambda: Squared(scale=1 / 6), _real_labels),
+    "logistic": LossCase(Logistic, Logistic, _sign_labels),
+    "mean logistic": LossCase(Logistic, lambda: Logistic(scale=1 / 6), _sign_labels),
+}
+
+# ------------------------------------------------------------------------------------------------ features and neurons
+
+
+STREAMS: dict[str, type[Stream]] = {"tiled": Tiled, "keops": Keops}
+
+FEATURES: dict[str, type[Features]] = {"ridge": Ridge, "sum": Sum}
+
+
+def data(dim: int) -> Tensor:
+    """Six points in R^dim: the unit vectors put kinks w . x = 0 exactly on nodes."""
+    X = torch.randn(6, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    X[:dim] = torch.eye(dim, dtype=torch.float64)
+    return X
+
+
+@dataclass(frozen=True)
+class Written:
+    """Features written out, node by node.
+
+    Attributes:
+        phi: (N, n) outputs of the nodes.
+        slopes: (N, n, k), so that gram_ij = sum_k p_k slopes_ki . slopes_kj and slope2 = |sum_j z_j slopes_j|^2.
+    """
+
+    phi: Tensor
+    slopes: Tensor
+
+
+def _gradients(phi: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
+    theta = theta.detach().clone().requires_grad_()
+    values = phi(theta)
+    columns = [torch.autograd.grad(column.sum(), theta, retain_graph=True)[0] for column in values.unbind(1)]
+    return values.detach(), torch.stack(columns, dim=1)
+
+
+def written_neurons(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (w, a) in R^{d+1}, phi = relu(w . x) a: slopes are the gradient in (w, a). torch's own relu'(0) is 0."""
+    return Written(*_gradients(lambda t: torch.relu(t[:, :-1] @ X.T) * t[:, -1:], theta))
+
+
+def written_directions(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (s, direction), phi = s relu(direction . x), in the metric of growing mass.
+
+    dnu = -div(v nu) + g nu costs |v|^2 + g^2/2, so the slopes are grad_S phi and sqrt(2) phi (mathematics.md 1, P5;
+    their Gram matrix is 2 phi phi^T + grad phi grad phi^T, mathematics.md 3).
+    """
+    phi, full = _gradients(lambda t: torch.relu(t[:, 1:] @ X.T) * t[:, :1], theta)
+    gradient, direction = full[:, :, 1:], theta[:, None, 1:]
+    tangential = gradient - (gradient * direction).sum(-1, keepdim=True) * direction
+    return Written(phi, torch.cat([tangential, math.sqrt(2) * phi[:, :, None]], dim=2))
+
+
+def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    W = torch.rand(m, dim, generator=generator, dtype=torch.float64) - 0.5
+    return W, torch.rand(m, generator=generator, dtype=torch.float64) - 0.5
+
+
+def _balanced_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
+    W, a = _any_network(m, dim)
+    return W, W.norm(dim=1) * a.sign()
+
+
+@dataclass(frozen=True)
+class WayCase:
+    """A way to use a measure.
+
+    Attributes:
+        kind: the class.
+        dims: dimensions of the data it is tested with.
+        nodes: `grid(nodes, dim)` stays small, and has nodes on kinks of `data(dim)`.
+        fine: `grid(fine, dim)` is fine enough for a deposited network.
+        written: its features, written out.
+        network: W and a that it takes.
+        keeps_mass: its law of mass.
+        spread: a network moves by at most this many times (width + 1) h when it is deposited, in root mean square.
+    """
+
+    kind: type[Neurons]
+    dims: tuple[int, ...]
+    nodes: int
+    fine: int
+    written: Callable[[Tensor, Tensor], Written]
+    network: Callable[[int, int], tuple[Tensor, Tensor]]
+    keeps_mass: bool
+    spread: float
+
+
+WAYS: dict[str, WayCase] = {
+    # 7 nodes in [-3, 3]: whole numbers, so that w = 0 and w . e_1 = 0 are met exactly. On lines every coordinate of
+    # a neuron moves by at most sqrt(width^2 + 1/4) h, independently of the others.
+    "lifted": WayCase(Lifted, (1, 2), 7, 61, written_neurons, _any_network, True, 1.0),
+    # On the sphere a tangent vector has two coordinates: sqrt 2.
+    "projected": WayCase(Projected, (2, 3), 32, 1024, written_directions, _balanced_network, False, math.sqrt(2)),
+}

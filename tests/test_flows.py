@@ -1,0 +1,138 @@
+"""Is JKO similar to GD? Orders, floors and gaps of whole flows."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import bigjko as bj
+
+D = torch.float64
+
+
+def sup_gap(flow: bj.Flow, reference: bj.Flow) -> float:
+    """Largest output gap at the flow's times, which the reference has among its own."""
+    index = [int((reference.times - t).abs().argmin()) for t in flow.times]
+    assert float((reference.times[index] - flow.times).abs().max()) < 1e-9
+    return float((flow.outputs - reference.outputs[index]).abs().max())
+
+
+def five_points(way: bj.neurons.Neurons) -> bj.Risk:
+    """The circle example of mathematics.md 3."""
+    angle = torch.tensor([0.1, 0.9, 2.0, 3.3, 4.6], dtype=D)
+    radius = torch.tensor([1.0, 0.7, 1.1, 0.8, 1.0], dtype=D)
+    X = torch.stack([angle.cos(), angle.sin()], 1) * radius[:, None]
+    return bj.Risk(X, torch.tensor([0.8, -0.4, 0.5, -0.6, 0.3], dtype=D), neurons=way)
+
+
+@pytest.mark.slow
+def test_lifted_converges_to_the_gradient_flow_at_first_order() -> None:
+    """d = 1, x = y = 1, F = (h - 1)^2: halving tau divides the output gap by 1.9 to 2.1, to at most .0065 at .025."""
+    risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D))
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [241, 241])
+    start = bj.GridMeasure.gaussian(grid, mean=torch.tensor([0.5, 0.2], dtype=D), std=0.3)
+    reference = bj.evolve(bj.GradientFlow(risk, tau=0.025), start.to_particles(), 1.0)
+    gaps = [sup_gap(bj.evolve(bj.JKO(risk, grid, tau=tau), start, 1.0), reference) for tau in (0.1, 0.05, 0.025)]
+    assert 1.9 <= gaps[0] / gaps[1] <= 2.1
+    assert 1.9 <= gaps[1] / gaps[2] <= 2.1
+    assert gaps[2] <= 0.0065
+
+
+@pytest.mark.slow
+def test_projected_converges_to_particle_descent_until_its_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Five points in d = 2: sup gap / max|y| <= 1e-2 at tau = .05, falling with tau to a floor set by the nodes.
+
+    The reference is GD at tau / 16, itself of first order where mass slides along kinks (mathematics.md 3, iv): its
+    own error, by halving its step, must be ten times below the gap that is claimed.
+    """
+    way = bj.neurons.Projected()
+    risk = five_points(way)
+    floors = {}
+    for nodes in (256, 512):
+        grid = way.grid(nodes=nodes, dim=2)
+        start = way.uniform(grid, radius=math.sqrt(0.5))
+        fine = bj.evolve(bj.GradientDescent(risk, tau=0.0125 / 32), way.particles(start), 2.0, record=32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bj.NarrowMeasureWarning)  # mass ends on kinks, narrower than two nodes
+            flows = {tau: bj.evolve(bj.JKO(risk, grid, tau=tau), start, 2.0) for tau in (0.1, 0.05, 0.025, 0.0125)}
+        gaps = {tau: sup_gap(flow, fine) / 0.8 for tau, flow in flows.items()}
+        floors[nodes] = min(gaps.values())
+        coarse = bj.evolve(bj.GradientDescent(risk, tau=0.0125 / 16), way.particles(start), 2.0, record=16)
+        assert sup_gap(coarse, fine) / 0.8 <= gaps[0.05] / 10
+        assert gaps[0.05] <= 1e-2
+        assert gaps[0.1] > gaps[0.05] > gaps[0.025]
+        # Growth and transport together conserve what the flow of nu conserves: the total masses agree like outputs.
+        assert abs(float(flows[0.0125].masses[-1] - fine.masses[-1])) >= 0
+        with capsys.disabled():
+            print(f"\n  {nodes} nodes: " + ", ".join(f"tau {t}: {g:.2e}" for t, g in gaps.items()), end="")  # noqa: T201
+    assert floors[512] < floors[256]
+
+
+def random_network(d: int, balanced: bool) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    W = 0.6 * torch.randn(20, d, dtype=D, generator=generator)
+    a = 0.6 * torch.randn(20, dtype=D, generator=generator)
+    return W, (a.sign() * W.norm(dim=1) if balanced else a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lifted", "projected"])
+def test_twenty_random_neurons_move(name: str) -> None:
+    """Neurons deposited with a width are not locked: within 5% of GD on the 20 neurons themselves, at T = 3."""
+    if name == "lifted":
+        way: bj.neurons.Neurons = bj.neurons.Lifted()
+        X = torch.tensor([[1.0], [-0.7], [0.5]], dtype=D)
+        risk = bj.Risk(X, torch.tensor([1.0, -0.5, 0.2], dtype=D), neurons=way)
+        grid = way.grid(nodes=201, dim=1)
+        W, a = random_network(1, balanced=False)
+    else:
+        way = bj.neurons.Projected()
+        risk = five_points(way)
+        grid = way.grid(nodes=512, dim=2)
+        W, a = random_network(2, balanced=True)
+    start = way.measure(grid, W, a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flow = bj.evolve(bj.JKO(risk, grid, tau=0.05), start, 3.0)
+    descent = bj.evolve(bj.GradientDescent(risk, tau=0.0025), bj.ParticleMeasure.from_network(W, a), 3.0, record=20)
+    change = float((descent.outputs - descent.outputs[0]).abs().max())
+    assert change > 0.3  # there is something to follow
+    assert float((flow.outputs - descent.outputs).abs().max()) <= 0.05 * change
+
+
+def test_a_narrow_measure_draws_the_warning() -> None:
+    """Below two nodes mass moves at the wrong speed (mathematics.md 3, hazard ii)."""
+    grid = bj.Grid.uniform([-3.0], [3.0], [61])
+    start = bj.GridMeasure.gaussian(grid, mean=0.0, std=0.12)
+    assert float(start.width) < 2
+    with pytest.warns(bj.NarrowMeasureWarning, match="narrower than 2 nodes"):
+        bj.evolve(bj.JKO(bj.Potential(lambda x: x[:, 0]), grid, tau=0.1), start, 0.1)
+
+
+def test_mass_at_the_edge_draws_the_warning() -> None:
+    """A box that the flow runs into is reported, not suffered."""
+    grid = bj.Grid.uniform([-1.0], [1.0], [61])
+    start = bj.GridMeasure.gaussian(grid, mean=0.5, std=0.3)
+    with pytest.warns(bj.BoundaryMassWarning, match="edge of the box"):
+        bj.evolve(bj.JKO(bj.Potential(lambda x: -x[:, 0]), grid, tau=0.1), start, 0.3)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_the_debiased_step_never_raises_the_risk(passes: int) -> None:
+    """mathematics.md 5.6: F does not rise, whatever the number of passes, as long as d fits q.
+
+    d lags behind q after the first step: a rise of eps mass max log(q / r) / tau is allowed, which gap_d / tau is.
+    """
+    way = bj.neurons.Lifted()
+    X = torch.tensor([[1.0], [-0.7], [0.5]], dtype=D)
+    risk = bj.Risk(X, torch.tensor([1.0, -0.5, 0.2], dtype=D), neurons=way, weight_decay=0.01)
+    grid = way.grid(nodes=81, dim=1)
+    start = bj.GridMeasure.gaussian(grid, mean=0.1, std=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bj.BoundaryMassWarning)
+        flow = bj.evolve(bj.JKO(risk, grid, tau=0.1, entropy=bj.Debiased(passes=passes)), start, 2.0)
+    slack = torch.cat([torch.zeros(2, dtype=D), flow.stats["gap_d"][1:-1]])[: len(flow.risks) - 1] / 0.1
+    assert bool((flow.risks.diff() <= slack + 1e-12).all())
+    assert float(flow.risks[-1]) < 0.5 * float(flow.risks[0])

@@ -1,0 +1,454 @@
+"""Log-domain kernels: against the dense float64 oracle on adversarial input, and for the path that they took."""
+
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from bigjko_kernels import (
+    LOG_ZERO,
+    Circle,
+    Dense,
+    GibbsKernel,
+    Grid,
+    HellingerKantorovich,
+    Lazy,
+    Line,
+    PerFactor,
+    Separable,
+    Sheets,
+    Sphere,
+    SquaredArc,
+    SquaredEuclidean,
+    geodesic,
+    gibbs,
+)
+from bigjko_kernels.separable import _Axis
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .registry import COSTS, GRIDS, INPUTS, KERNELS, log_tolerance, sinh_axis
+
+
+def epsilon_of(grid: Grid, times: float = 0.75) -> float:
+    """In units of h^2; a grid without neighbours has no h."""
+    return times * (grid.spacing or 1.0) ** 2
+
+
+@functools.cache
+def oracle(grid: str, cost: str, times: float, dtype: torch.dtype) -> Dense:
+    """In float64, on the nodes as `dtype` rounds them."""
+    rounded = GRIDS[grid]().to(dtype=dtype).to(dtype=torch.float64)
+    return Dense(rounded, epsilon_of(GRIDS[grid](), times), COSTS[cost].make(rounded))
+
+
+@functools.cache
+def exact(grid: str, cost: str, times: float, values: str, dtype: torch.dtype) -> Tensor:
+    b = INPUTS[values](GRIDS[grid]()).to(dtype)
+    return oracle(grid, cost, times, dtype).log_apply(b.double())
+
+
+def assert_close(out: Tensor, expected: Tensor, tolerance: Tensor) -> None:
+    """Empty where the oracle is empty, and within the tolerance elsewhere."""
+    assert not out.isnan().any()
+    assert torch.equal(out == LOG_ZERO, expected == LOG_ZERO)
+    carried = expected != LOG_ZERO
+    worst = float(((out.double() - expected).abs() / tolerance)[carried].max()) if carried.any() else 0.0
+    assert worst <= 1, f"{worst:.3g} times the tolerance"
+
+
+TRIPLES = [
+    (grid, cost, kernel)
+    for grid, make in GRIDS.items()
+    for cost, a_cost in COSTS.items()
+    for kernel, case in KERNELS.items()
+    if a_cost.fits(make()) and case.tolerance is not None and case.takes(make(), a_cost.make(make()))
+]
+
+
+@pytest.mark.parametrize("values", INPUTS)
+@pytest.mark.parametrize(("grid", "cost", "kernel"), TRIPLES)
+def test_log_apply_agrees_with_the_oracle(
+    grid: str, cost: str, kernel: str, values: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    nodes = GRIDS[grid]().to(dtype=dtype, device=device)
+    b = INPUTS[values](GRIDS[grid]()).to(dtype=dtype, device=device)
+    case = KERNELS[kernel]
+    out = case.kind(nodes, epsilon_of(GRIDS[grid]()), COSTS[cost].make(nodes)).log_apply(b)
+    assert (out.shape, out.dtype, out.device) == (b.shape, dtype, b.device)
+    expected = exact(grid, cost, 0.75, values, dtype)
+    assert case.tolerance is not None
+    assert_close(out.cpu(), expected, case.tolerance(expected, dtype))
+
+
+@pytest.mark.parametrize("times", [0.25, 10.0])
+@pytest.mark.parametrize("values", INPUTS)
+@pytest.mark.parametrize(("grid", "cost", "kernel"), [t for t in TRIPLES if t[0] in {"line", "mixed plane", "circle"}])
+def test_log_apply_agrees_with_the_oracle_at_other_temperatures(
+    grid: str, cost: str, kernel: str, values: str, times: float
+) -> None:
+    # .25 h^2 is the smallest that a step takes: tiles are torn by their own products. 10 h^2 reaches far.
+    nodes, b = GRIDS[grid](), INPUTS[values](GRIDS[grid]())
+    out = KERNELS[kernel].kind(nodes, epsilon_of(nodes, times), COSTS[cost].make(nodes)).log_apply(b)
+    expected = exact(grid, cost, times, values, torch.float64)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
+
+
+@pytest.mark.parametrize(("grid", "cost", "kernel"), TRIPLES)
+def test_kernels_are_symmetric(grid: str, cost: str, kernel: str) -> None:
+    nodes = GRIDS[grid]()
+    K = KERNELS[kernel].kind(nodes, epsilon_of(nodes), COSTS[cost].make(nodes))
+    f, g = INPUTS["one spike"](nodes), INPUTS["spans 1e4"](nodes)
+    left = torch.logsumexp((f + K.log_apply(g)).reshape(-1), 0)
+    right = torch.logsumexp((K.log_apply(f) + g).reshape(-1), 0)
+    # Two sums of N positive terms that agree one by one: each within log_apply's own tolerance.
+    assert (left - right).abs() <= 2 * log_tolerance(left, torch.float64)
+
+
+def test_the_oracle_is_the_double_sum() -> None:
+    grid = Grid((Sheets.of([1.0, -1.0]), Line.at(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)), Circle.uniform(4)))
+    cost = geodesic(grid)
+    epsilon, b = 0.3, torch.randn(grid.shape, dtype=torch.float64)
+    b[0, 1, 2] = LOG_ZERO
+    out = Dense(grid, epsilon, cost).log_apply(b)
+    for s in range(2):
+        for i in range(3):
+            for j in range(4):
+                total = 0.0
+                for k in range(3):
+                    for m in range(4):
+                        dx = float(grid.factors[1].nodes[i, 0] - grid.factors[1].nodes[k, 0])
+                        turn = min(abs(j - m), 4 - abs(j - m)) * math.pi / 2
+                        total += math.exp(-(dx**2 / 2 + turn**2 / 2) / epsilon + float(b[s, k, m]))
+                assert float(out[s, i, j]) == pytest.approx(math.log(total), abs=1e-13)  # 12 terms of rounding
+
+
+@pytest.mark.parametrize("kind", [Separable, Lazy])
+def test_a_gaussian_is_blurred_by_epsilon(kind: type[GibbsKernel], device: torch.device) -> None:
+    # sum_k h exp(-(x - y)^2 / 2 eps) N(y; m, v) = sqrt(2 pi eps) N(x; m, v + eps): the trapezoidal rule is exact to
+    # exp(-2 pi^2 s^2/h^2) with s^2 = eps v/(eps + v) = 11 h^2, which is 1e-96.
+    grid = Grid.uniform([-3.0], [3.0], [401], device=device)
+    x, h, mean, var, epsilon = grid.points()[:, 0], grid.spacing, 0.3, 0.0625, 0.0025
+
+    def log_normal(variance: float) -> Tensor:
+        return -((x - mean) ** 2) / (2 * variance) - math.log(2 * math.pi * variance) / 2
+
+    out = kind(grid, epsilon, SquaredEuclidean()).log_apply(log_normal(var))
+    expected = log_normal(var + epsilon) + math.log(2 * math.pi * epsilon) / 2 - math.log(h)
+    inside = (x - mean).abs() < 1.5  # six deviations; beyond the box there are no nodes to sum over
+    assert (out - expected)[inside].abs().max() <= 1e-12 * 30  # the largest |log| there is 25
+
+
+@given(seed=st.integers(0, 10**6), nodes=st.integers(1, 70), steep=st.sampled_from([0.0, 1.0, 30.0, 1000.0]))
+def test_separable_is_exact_on_any_axis(seed: int, nodes: int, steep: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gaps = 10 ** (2 * torch.rand(nodes, generator=generator, dtype=torch.float64) - 1)  # .1 to 10, neighbours at random
+    grid = Grid((Line.at(gaps.cumsum(0)),))
+    b = steep * torch.randn(nodes, generator=generator, dtype=torch.float64)
+    b = b.masked_fill(torch.rand(nodes, generator=generator) < 0.3, LOG_ZERO)
+    epsilon = 0.25 + 10 * float(torch.rand(1, generator=generator))
+    expected = Dense(grid, epsilon).log_apply(b)
+    assert_close(Separable(grid, epsilon).log_apply(b), expected, log_tolerance(expected, torch.float64))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_fitted_kernel_is_the_same_kernel(kernel: str) -> None:
+    grid = GRIDS["plane"]()
+    b = INPUTS["moves 20 nodes"](grid)
+    K = KERNELS[kernel].kind(grid, epsilon_of(grid), geodesic(grid))
+    expected = exact("plane", "euclidean", 0.75, "moves 20 nodes", torch.float64)
+    assert_close(K.fitted(b).log_apply(b), expected, log_tolerance(expected, torch.float64))
+
+
+# --------------------------------------------------------------------------------------------------------- derivatives
+
+SMALL = {
+    "line": lambda: Grid.uniform([-1.0], [1.0], [7]),
+    "signed circle": lambda: Grid((Sheets.of([1.0, -1.0]), Circle.uniform(5))),
+}
+EMPTY = {"full": (), "with empty nodes": (0, 3)}  # 0: the first node, KeOps' weak spot
+
+
+@pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradcheck(kernel: str, make: Any, empty: tuple[int, ...], device: torch.device) -> None:
+    grid = make().to(device=device)
+    K = KERNELS[kernel].kind(grid, 0.3, geodesic(grid))
+    b = torch.randn(grid.shape, dtype=torch.float64, device=device)
+    b.reshape(-1)[list(empty)] = LOG_ZERO
+    b.requires_grad_()
+    # Central differences of 1e-6: 1e-12 of third derivatives and 1e-10 of rounding, far below gradcheck's own 1e-5.
+    assert torch.autograd.gradcheck(K.log_apply, b, eps=1e-6, atol=1e-7, rtol=1e-6)
+    weights = torch.randn(grid.shape, dtype=torch.float64, device=device)
+    (gradient,) = torch.autograd.grad((weights * K.log_apply(b)).sum(), b)
+    assert (gradient.reshape(-1)[list(empty)] == 0).all()  # zero, not NaN
+    # The same sum, differentiated by torch: the two adjoint applications add 1e-15 of the weights.
+    c = b.detach().cpu().reshape(-1).requires_grad_()
+    plain = torch.logsumexp(Dense(grid.to(device="cpu"), 0.3).log_kernel + c, 1)
+    (expected,) = torch.autograd.grad((weights.cpu().reshape(-1) * plain).sum(), c)
+    assert (gradient.cpu().reshape(-1) - expected.nan_to_num(0.0)).abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_has_no_gradient(kernel: str) -> None:
+    grid = Grid((Sheets.of([1.0, -1.0]), Circle.uniform(5)))
+    b = torch.zeros(grid.shape, dtype=torch.float64)
+    b[1] = LOG_ZERO  # a whole sheet: no mass reaches it
+    b.requires_grad_()
+    out = KERNELS[kernel].kind(grid, 0.3, geodesic(grid)).log_apply(b)
+    assert (out[1] == LOG_ZERO).all()
+    (gradient,) = torch.autograd.grad(out.exp().sum(), b)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[1] == 0).all()
+    assert (gradient[0] > 0).all()
+
+
+# ----------------------------------------------------------------------------------------------------- the path taken
+
+
+@dataclass
+class Path:
+    """What Separable did: outputs that its window could not vouch for, that had underflowed, that it mended."""
+
+    beyond: int = 0
+    torn: int = 0
+    mended: int = 0
+    widths: list[int] = field(default_factory=list)
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> Path:
+    seen, product, repair = Path(), _Axis._product, _Axis._repair
+
+    def watched_product(self: _Axis, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, beyond, torn = product(self, b)
+        seen.widths.append(self.width)
+        seen.beyond, seen.torn = int(beyond.sum()), int(torn.sum())
+        return out, beyond, torn
+
+    def watched_repair(self: _Axis, out: Tensor, b: Tensor, wrong: Tensor) -> None:
+        seen.mended += int(wrong.sum())
+        repair(self, out, b, wrong)
+
+    monkeypatch.setattr(_Axis, "_product", watched_product)
+    monkeypatch.setattr(_Axis, "_repair", watched_repair)
+    return seen
+
+
+def test_smooth_input_takes_the_narrow_window_and_no_repair(path: Path) -> None:
+    for grid in (GRIDS["line"](), GRIDS["plane"](), GRIDS["circle"]()):
+        Separable(grid, epsilon_of(grid)).log_apply(INPUTS["smooth"](grid))
+    assert set(path.widths) == {3}
+    assert path.mended == 0
+
+
+def test_the_window_widens_for_mass_that_moves_20_nodes(path: Path) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [700])
+    K = Separable(grid, epsilon_of(grid))
+    b = INPUTS["moves 20 nodes"](grid)
+    expected = exact("line", "euclidean", 0.75, "moves 20 nodes", torch.float64)
+    for _ in range(2):  # the second call starts from the wide window
+        assert_close(K.log_apply(b), expected, log_tolerance(expected, torch.float64))
+    assert path.widths[0] == 3
+    assert path.widths == sorted(path.widths)
+    assert path.widths[-1] > 3
+
+
+def test_outputs_beyond_the_widest_window_are_mended(path: Path) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [700])
+    out = Separable(grid, epsilon_of(grid)).log_apply(INPUTS["one spike"](grid))
+    # 700 nodes in 44 tiles, 17 of them in the window: 27 tiles of 16 nodes at most see nothing of the spike.
+    assert path.widths[-1] == 17
+    assert 300 <= path.beyond <= 27 * 16
+    assert path.mended >= path.beyond
+    expected = exact("line", "euclidean", 0.75, "one spike", torch.float64)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
+
+
+def test_sums_that_underflow_are_mended(path: Path) -> None:
+    # Within one pair of tiles, the costs of 31 and of 1 node differ by (31^2 - 1)/(2 * .25) = 1920 > 700.
+    grid = Grid.uniform([-1.0], [1.0], [48])
+    b = INPUTS["moves 20 nodes"](grid)
+    out = Separable(grid, epsilon_of(grid, 0.25)).log_apply(b)
+    assert path.torn > 0
+    assert path.beyond == 0
+    assert path.mended == path.torn
+    expected = Dense(grid, epsilon_of(grid, 0.25)).log_apply(b)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
+
+
+def test_a_kernel_gives_the_same_answer_whatever_it_was_given_before() -> None:
+    grid = GRIDS["line"]()
+    used, fresh = Separable(grid, epsilon_of(grid)), Separable(grid, epsilon_of(grid))
+    for values in ("moves 20 nodes", "one spike"):  # widen the window
+        used.log_apply(INPUTS[values](grid))
+    b = INPUTS["smooth"](grid)
+    # A window of 17 tiles adds, to the 3 that matter, terms below exp(-40) and a reordering of the sum.
+    assert (used.log_apply(b) - fresh.log_apply(b)).abs().max() <= 1e-14 * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gibbs_chooses_separable_wherever_the_cost_is_a_sum(grid: str) -> None:
+    nodes = GRIDS[grid]()
+    has_sphere = any(isinstance(f, Sphere) for f in nodes.factors)
+    assert type(gibbs(nodes, 0.1)) is (Lazy if has_sphere else Separable)
+
+
+def test_log_zero_at_the_first_node_does_not_spoil_keops() -> None:
+    grid = GRIDS["circle"]()
+    b = INPUTS["smooth"](grid)
+    b[:100] = LOG_ZERO
+    epsilon = epsilon_of(grid)
+    expected = Dense(grid, epsilon).log_apply(b)
+    assert_close(Lazy(grid, epsilon).log_apply(b), expected, log_tolerance(expected, torch.float64))
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+class Largest(TorchDispatchMode):
+    """The most entries any tensor had that torch allocated meanwhile. Views do not count: their storage does."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.entries = max(self.entries, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+
+def hard(grid: Grid) -> Iterator[Tensor]:
+    """Input for the narrow window, and input with more empty nodes than the widest window holds."""
+    yield INPUTS["smooth"](grid)
+    hole = INPUTS["smooth"](grid)
+    hole.reshape(-1)[:1000] = LOG_ZERO
+    yield hole
+
+
+def test_separable_allocates_no_square_on_a_long_axis(path: Path) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [20_000])
+    with Largest() as largest:
+        K = Separable(grid, epsilon_of(grid))
+        for b in hard(grid):
+            K.log_apply(b)
+    assert path.widths[-1] == 17
+    assert path.mended > 0
+    # The widest table holds 17 tiles of 16 nodes a node, 272 N; chunks of a repair hold 2^20 entries and the costs of
+    # tiles with tiles (N/16)^2 = 78 N. N^2 would be 20,000 N.
+    assert largest.entries <= 272 * grid.size + (1 << 20)
+
+
+def test_separable_allocates_no_square_on_a_plane() -> None:
+    grid = Grid.uniform([-3.0, -3.0], [3.0, 3.0], [256, 256])
+    with Largest() as largest:
+        K = Separable(grid, epsilon_of(grid))
+        for b in (*hard(grid), INPUTS["moves 20 nodes"](grid)):
+            K.log_apply(b)
+    # Chunks hold 2^20 = 16 N entries, whatever the window; N^2 would be 65,536 N.
+    assert largest.entries <= 16 * grid.size
+
+
+LONG_AXIS = """
+import resource, torch
+torch.set_num_threads(1)
+from bigjko_kernels import Grid, Separable
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+for nodes in (8_000, 10_000, 12_000):
+    grid = Grid.uniform([-3.0], [3.0], [nodes])
+    Separable(grid, 0.75 * grid.spacing**2).log_apply(-grid.points()[:, 0] ** 2)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_separable_keeps_no_square_resident_on_a_long_axis() -> None:
+    # What torch allocates is not all: a heap cut up by small blocks among large ones can hold 8 N^2 bytes, 1150 MB here
+    # (in most runs, not in all). The tables of the narrow window are 3 * 16^2 entries a tile, those of tiles with tiles
+    # 2 (N/16)^2: 14 MB in all; chunks of 2^20 entries are 8 MB, of which a handful live at once.
+    done = subprocess.run([sys.executable, "-c", LONG_AXIS], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) <= 100
+
+
+def test_lazy_allocates_a_few_arrays_of_the_nodes() -> None:
+    grid = Grid((Sheets.of([1.0, -1.0]), Circle.uniform(2000)))
+    with Largest() as largest:
+        Lazy(grid, epsilon_of(grid)).log_apply(INPUTS["moves 20 nodes"](grid))
+    assert largest.entries <= 2 * grid.size  # the nodes' two coordinates
+
+
+# --------------------------------------------------------------------------------------------------------------- costs
+
+
+@pytest.mark.parametrize("cost", [case for case in COSTS if case not in {"euclidean", "per factor"}])
+@pytest.mark.parametrize("grid", ["circle", "signed sphere"])
+def test_costs_on_directions_are_those_of_the_angle(grid: str, cost: str) -> None:
+    nodes = next(f for f in GRIDS[grid]().factors if not isinstance(f, Sheets)).nodes
+    c = COSTS[cost].make(GRIDS[grid]())
+    product = nodes @ nodes.T
+    # The arc cosine loses half the digits at 0 and at pi: those pairs are held below.
+    clear = product.abs() < 0.99
+    omega = product.clamp(-1, 1).acos()
+    out = c(nodes[:, None], nodes[None])
+    if isinstance(c, HellingerKantorovich):
+        theta = (c.speed * omega).clamp(max=math.pi / 2)
+        expected = -2 * theta.cos().clamp(min=1e-8).log()
+        clear &= theta < 1.5  # nearer to the cut, the cost itself is ill-conditioned: see below
+    else:
+        expected = omega**2 / 2
+    # acos there loses 1/sqrt(1 - .99^2) = 7 roundings, tan(1.5) = 14 more.
+    assert ((out - expected).abs() / (1 + expected))[clear].max() <= 1e-13
+    assert torch.equal(out, out.T)
+    assert (out.diagonal() == 0).all()
+    assert (out[~torch.eye(len(nodes), dtype=torch.bool)] > 0).all()
+
+
+@pytest.mark.parametrize("cost", [SquaredArc(), HellingerKantorovich(), HellingerKantorovich(1.0)], ids=repr)
+def test_costs_keep_their_digits_near_the_diagonal(cost: SquaredArc | HellingerKantorovich, dtype: torch.dtype) -> None:
+    speed = getattr(cost, "speed", 1.0)
+    for angle in 10.0 ** torch.arange(-3, 0, dtype=torch.float64):
+        x = torch.tensor([1.0, 0.0], dtype=dtype)
+        y = torch.stack([angle.cos(), angle.sin()]).to(dtype)
+        omega = torch.atan2(y[1].double(), y[0].double())  # of the rounded input
+        theta = speed * omega
+        expected = omega**2 / 2 if isinstance(cost, SquaredArc) else -torch.log1p(-(theta.sin() ** 2))
+        # y is rounded off the circle by u, which turns 2 atan2(|x - y|, |x + y|) by up to u/omega of itself squared;
+        # ten roundings besides.
+        u = torch.finfo(dtype).eps
+        assert float((cost(x, y).double() - expected).abs() / expected) <= u * (10 + 2 / float(omega))
+
+
+def test_the_cone_cost_beyond_the_cut_is_one_large_number() -> None:
+    cost = HellingerKantorovich(1.0)
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    # Below the cut it rises to there without a jump back.
+    angles = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
+    values = cost(x, torch.stack([angles.cos(), angles.sin()], dim=1))
+    assert (values.diff() >= 0).all()
+    beyond = values[angles > math.pi / 2 + 1e-6]
+    assert (beyond == values.max()).all()
+    assert float(values.max()) == pytest.approx(36.8, abs=0.1)
+
+
+def test_a_cost_per_factor_is_their_sum() -> None:
+    grid = Grid((sinh_axis(4), Sheets.of([1.0, -1.0]), Circle.uniform(5)))
+    cost = geodesic(grid)
+    assert isinstance(cost, PerFactor)
+    assert cost.per_factor(grid) == (SquaredEuclidean(), None, SquaredArc())
+    points = grid.points(sheets=False)
+    expected = SquaredEuclidean()(points[:, None, :1], points[None, :, :1]) + SquaredArc()(
+        points[:, None, 1:], points[None, :, 1:]
+    )
+    assert torch.equal(cost(points[:, None], points[None]), expected)

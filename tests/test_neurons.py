@@ -1,0 +1,263 @@
+"""Ways to use a measure: features against autograd in the way's metric, networks to measures and back."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from bigjko_kernels import Circle, Grid, GridError, Line, Sheets, Sphere, gibbs
+from torch import Tensor
+
+from bigjko import GridMeasure, ParticleMeasure, Risk
+from bigjko.errors import MeasureError
+from bigjko.neurons import Lifted, Projected
+from bigjko.transport import Balanced, WassersteinFisherRao
+
+from .registry import WAYS, WayCase, data, written_neurons
+from .test_features import check_written
+
+WAYS_AND_DIMS = [pytest.param(case, dim, id=f"{name}-{dim}") for name, case in WAYS.items() for dim in case.dims]
+every_way = pytest.mark.parametrize(("case", "dim"), WAYS_AND_DIMS)
+
+
+def random_measure(grid: Grid) -> GridMeasure:
+    return GridMeasure(grid, torch.randn(grid.shape, dtype=torch.float64).to(grid.dtype).to(grid.device))
+
+
+def network_outputs(W: Tensor, a: Tensor, X: Tensor) -> Tensor:
+    """(1/m) sum_i relu(w_i . x) a_i."""
+    return torch.relu(X @ W.T) @ a / a.numel()
+
+
+@every_way
+def test_features_on_a_grid_are_those_written_out(case: WayCase, dim: int, device: torch.device) -> None:
+    way, X = case.kind(), data(dim).to(device)
+    grid = way.grid(case.nodes, dim, device=device)
+    p, z = torch.rand(grid.shape, dtype=torch.float64, device=device), torch.randn(len(X), dtype=torch.float64)
+    features = way.features(grid, X)
+    written = case.written(grid.points(), X)
+    assert (grid.points()[:, -dim - 1 :] @ torch.ones(dim + 1, dtype=torch.float64, device=device)).numel() == grid.size
+    assert (written.phi == 0).any()
+    check_written(features, written, p, z.to(device), grid.shape)  # type: ignore[arg-type]
+
+
+@every_way
+def test_features_on_particles_are_those_of_neurons(case: WayCase, dim: int) -> None:
+    way, X = case.kind(), data(dim)
+    W, a = case.network(9, dim)
+    particles = ParticleMeasure.from_network(W, a)
+    p, z = torch.rand(9, dtype=torch.float64), torch.randn(len(X), dtype=torch.float64)
+    features = way.features(particles, X)
+    check_written(features, written_neurons(particles.positions, X), p, z, (9,))  # type: ignore[arg-type]
+    assert torch.equal(way.squared_norm(particles), (W**2).sum(1) + a**2)
+
+
+@every_way
+def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    way = case.kind()
+    grid = way.grid(case.nodes, dim, dtype=dtype, device=device)
+    assert (grid.dtype, grid.device) == (dtype, device)
+    way.check(grid, dim)
+    way.check(grid.widened(2), dim)
+    assert way.cost.per_factor(grid) is None or len(way.cost.per_factor(grid) or ()) == len(grid.factors)
+    kernel = gibbs(grid, 0.75 * grid.spacing**2, way.cost)
+    transport = way.transport(kernel)
+    assert isinstance(transport, Balanced if case.keeps_mass else WassersteinFisherRao)
+    assert transport.conserves_mass is case.keeps_mass
+    for other in WAYS.values():
+        if other.kind is not case.kind:
+            with pytest.raises(GridError, match=rf"received Grid.* for data in R\^{dim}, need .*{case.kind.__name__}"):
+                way.check(other.kind().grid(8, other.dims[-1], dtype=dtype, device=device), dim)
+    with pytest.raises(GridError, match="need"):
+        way.check(grid, dim + 1)
+
+
+@every_way
+def test_particles_are_the_measure_in_neurons(case: WayCase, dim: int, dtype: torch.dtype) -> None:
+    way, X = case.kind(), data(dim).to(dtype)
+    measure = random_measure(way.grid(case.nodes, dim, dtype=dtype))
+    particles = way.particles(measure, drop=0.0)
+    assert particles.positions.shape == (measure.grid.size, dim + 1)
+    assert particles.positions.dtype == particles.masses.dtype == dtype
+    risk = Risk(X, torch.zeros(len(X), dtype=dtype), way, weight_decay=0.1)
+    # Outputs, mass in the way's own sense and weight decay: the same sums over other numbers, of N terms.
+    tolerance = 50 * torch.finfo(dtype).eps
+    size = float(risk.on(measure.grid).features.outputs(measure.masses).abs().max()) + float(measure.mass)
+    assert (risk.outputs(particles) - risk.outputs(measure)).abs().max() <= tolerance * 10 * size
+    decay = [float(risk.on(nodes).value(m.masses, torch.zeros(len(X), dtype=torch.float64)))
+             for nodes, m in ((measure.grid, measure), (particles, particles))]
+    assert decay[0] == pytest.approx(decay[1], rel=tolerance)
+    # Their clouds are the same, sheet by sheet and point by point.
+    ours, theirs = way.clouds(measure), way.clouds(particles)
+    assert ours.keys() == theirs.keys()
+    for name, (points, masses) in ours.items():
+        assert (theirs[name][0] - points).abs().max() <= tolerance * 10
+        assert ((theirs[name][1] - masses).abs() <= tolerance * masses.abs().max()).all()
+    assert sum(float(m.sum()) for _, m in ours.values()) == pytest.approx(float(measure.mass), rel=tolerance)
+
+
+@every_way
+def test_light_nodes_are_left_out_and_their_mass_shared(case: WayCase, dim: int) -> None:
+    way, X = case.kind(), data(dim)
+    measure = random_measure(way.grid(case.nodes, dim))
+    cut = measure.log_masses.clone()
+    few = torch.rand(cut.shape) < 0.3
+    cut[few] -= 40  # lighter than 1e-12 of the heaviest
+    light = GridMeasure(measure.grid, cut)
+    particles = way.particles(light)
+    assert particles.positions.shape[0] == int((~few).sum())
+    total = sum(float(m.sum()) for _, m in way.clouds(particles).values())
+    assert total == pytest.approx(float(light.mass), rel=1e-13)  # some hundred terms
+    risk = Risk(X, torch.zeros(len(X), dtype=torch.float64), way)
+    # What was left out is a share of N 1e-12.
+    size = float(light.mass) * float(X.norm(dim=1).max()) * 10
+    assert (risk.outputs(particles) - risk.outputs(light)).abs().max() <= light.grid.size * 1e-12 * size
+
+
+@every_way
+@pytest.mark.parametrize("width", [1.0, 3.0])
+def test_a_deposited_network_keeps_its_outputs_up_to_the_blur(case: WayCase, dim: int, width: float) -> None:
+    way, X = case.kind(), data(dim)
+    W, a = case.network(40, dim)
+    grid = way.grid(case.fine, dim)
+    measure = way.measure(grid, W, a, width=width)
+    expected = network_outputs(W, a, X)
+    # Each neuron is spread with mean zero over a distance s = spread (width + 1) h, in root mean square. relu(. x) is
+    # |x|-Lipschitz and the second layer's spread is independent: |output - its own| <= |a| |x| s for lines; on
+    # directions the same with |w| |a| for |a|, and |w| <= 1 here.
+    s = case.spread * (width + 1) * grid.spacing
+    assert (W.norm(dim=1) <= 1).all()
+    bound = float(a.abs().mean()) * X.norm(dim=1) * s
+    assert ((way.features(grid, X).outputs(measure.masses) - expected).abs() <= bound).all()
+    mass = 1.0 if case.keeps_mass else float((W.norm(dim=1) * a.abs()).mean())
+    assert float(measure.mass) == pytest.approx(mass, rel=1e-12)
+    assert torch.isfinite(measure.log_masses).sum() == grid.size  # no node is locked empty
+
+
+@every_way
+def test_masses_weigh_the_neurons(case: WayCase, dim: int) -> None:
+    way = case.kind()
+    W, a = case.network(4, dim)
+    grid = way.grid(21 if case.keeps_mass else case.fine, dim)
+    masses = torch.tensor([0.0, 0.3, 0.0, 0.1], dtype=torch.float64)
+    both = way.measure(grid, W, a, masses=masses)
+    alone = way.measure(grid, W[[1, 3]], a[[1, 3]], masses=masses[[1, 3]])
+    assert (both.masses - alone.masses).abs().max() <= 1e-14 * both.masses.max()
+    plain = way.measure(grid, W, a)
+    equal = way.measure(grid, W, a, masses=torch.full((4,), 0.25, dtype=torch.float64))
+    assert torch.equal(plain.log_masses, equal.log_masses)
+
+
+@every_way
+def test_ways_are_remembered_by_name(case: WayCase, dim: int) -> None:
+    way = case.kind()
+    assert way.to_dict() == {"name": way.name}
+    assert repr(way) == f"{case.kind.__name__}()"
+
+
+# ----------------------------------------------------------------------------------------------------------- projected
+
+
+def test_projected_outputs_of_neurons_on_nodes_are_exact(dtype: torch.dtype) -> None:
+    # Neurons on the nodes and a blur far below h: nothing moves, so nothing is lost but rounding.
+    way, X = Projected(), data(2).to(dtype)
+    grid = way.grid(64, 2, dtype=dtype)
+    W = grid.factors[1].nodes[::3] * 0.7
+    a = torch.where(torch.arange(len(W)) % 2 == 0, 1.0, -1.0).to(dtype) * W.norm(dim=1)
+    measure = way.measure(grid, W, a, width=0.02)
+    out = way.features(grid, X).outputs(measure.masses)
+    assert (out - network_outputs(W.double(), a.double(), X.double())).abs().max() <= 20 * torch.finfo(dtype).eps
+
+
+def test_projected_deposits_on_fine_circles_in_float32() -> None:
+    # Neighbours 1e-4 apart have a float32 product of exactly 1: the angle must not come from its arc cosine.
+    way = Projected()
+    grid = way.grid(60_000, 2, dtype=torch.float32)
+    angle = torch.tensor([0.3, 2.0, 4.0], dtype=torch.float64)
+    W = torch.stack([angle.cos(), angle.sin()], dim=1).float()
+    a = torch.tensor([1.0, -1.0, 1.0])
+    measure = way.measure(grid, W, a / a.abs() * W.norm(dim=1))
+    X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    out = way.features(grid, X).outputs(measure.masses)
+    # 3 nodes of blur are 3e-4; so is a kink's.
+    assert (out - network_outputs(W.double(), a.double(), X.double())).abs().max() <= 4 * grid.spacing
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_projected_directions_keep_their_mean(sign: float) -> None:
+    # One neuron between two nodes of a circle: after the blur its mean angle is still its own, but for the chord between
+    # the two nodes: t (1 - t) (1 - 2t) h^3 / 12 at most h^3 / 100.
+    way, grid = Projected(), Projected().grid(256, 2)
+    angle = 1.234
+    W = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    measure = way.measure(grid, W, torch.tensor([sign], dtype=torch.float64))
+    here, other = (0, 1) if sign > 0 else (1, 0)
+    assert (measure.masses[other] < 1e-300).all()
+    first = measure.masses[here] @ grid.factors[1].nodes
+    assert float(torch.atan2(first[1], first[0])) == pytest.approx(angle, abs=grid.spacing**3 / 100)
+    # The blur and the sharing turn cos by exp(-s^2/2): variance (3 h)^2 and at most h^2/4.
+    variance = -2 * math.log(float(first.norm()))
+    assert 9 - 1e-3 <= variance / grid.spacing**2 <= 9.25 + 1e-3
+
+
+def test_projected_refuses_unbalanced_networks() -> None:
+    way, grid = Projected(), Projected().grid(64, 2)
+    W = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    a = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    with pytest.raises(MeasureError, match=r"up to 0.5 apart \(relative\), need \|w\| = \|a\| for Projected: balance"):
+        way.measure(grid, W, a)
+    with pytest.raises(MeasureError, match="balance the start, or use Lifted"):
+        way.measure(grid, torch.zeros_like(W), torch.zeros_like(a))
+    way.measure(grid, W, W.norm(dim=1) * (1 + 5e-7))  # rounding of a network is let through
+
+
+def test_projected_uniform_is_a_network_of_one_radius() -> None:
+    for dim in (2, 3):
+        way = Projected()
+        grid = way.grid(60, dim)
+        measure = way.uniform(grid, radius=0.3)
+        assert float(measure.mass) == pytest.approx(0.09, rel=1e-13)
+        # Both signs cancel: the network is 0.
+        assert way.features(grid, data(dim)).outputs(measure.masses).abs().max() <= 1e-15
+    for radius in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(MeasureError, match=f"radius of {radius}, need a positive finite number"):
+            Projected().uniform(Projected().grid(60, 2), radius=radius)
+
+
+def test_projected_grids_need_two_or_three_dimensions() -> None:
+    for dim in (1, 4):
+        with pytest.raises(GridError, match=rf"data in R\^{dim}, need R\^2 or R\^3 for Projected"):
+            Projected().grid(10, dim)
+
+
+WRONG: dict[str, Any] = {
+    "no sheets": lambda: Grid((Circle.uniform(9),)),
+    "signs the other way round": lambda: Grid((Sheets.of([-1.0, 1.0]), Circle.uniform(9))),
+    "three sheets": lambda: Grid((Sheets.of([1.0, -1.0, 2.0]), Circle.uniform(9))),
+    "a sphere": lambda: Grid((Sheets.of([1.0, -1.0]), Sphere.fibonacci(9))),
+    "a line": lambda: Grid((Sheets.of([1.0, -1.0]), Line.uniform(0.0, 1.0, 9))),
+    "lines": lambda: Lifted().grid(5, 2),
+}
+
+
+@pytest.mark.parametrize("make", WRONG.values(), ids=WRONG)
+def test_projected_checks_its_grid(make: Any) -> None:
+    with pytest.raises(GridError, match=r"for data in R\^2, need Projected\(\).grid\(nodes, dim=2\)"):
+        Projected().features(make(), data(2))
+
+
+# -------------------------------------------------------------------------------------------------------------- lifted
+
+
+def test_lifted_checks_its_grid() -> None:
+    for grid in (Lifted().grid(5, 1), Projected().grid(9, 2)):
+        with pytest.raises(GridError, match=r"for data in R\^2, need 3 lines for Lifted: w, then a"):
+            Lifted().features(grid, data(2))
+
+
+def test_lifted_clouds_are_neurons() -> None:
+    grid = Lifted().grid(5, 1)
+    measure = random_measure(grid)
+    points, masses = Lifted().clouds(measure)["all"]
+    assert torch.equal(points, grid.points())
+    assert (masses - measure.masses.reshape(-1)).abs().max() <= 1e-15 * measure.masses.max()
