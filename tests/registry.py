@@ -195,6 +195,11 @@ COSTS: dict[str, CostCase] = {
 }
 
 
+def gap(found: Tensor, expected: Tensor) -> float:
+    """The largest difference; inf where one is NaN."""
+    return float((found - expected).abs().nan_to_num(math.inf, math.inf, math.inf).max())
+
+
 def ulp(x: Tensor) -> Tensor:
     """The distance from |x| to the next float32, in float64."""
     return 2.0 ** (x.abs().double().log2().floor() - 23)

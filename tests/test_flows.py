@@ -63,8 +63,6 @@ def test_projected_converges_to_particle_descent_until_its_floor(capsys: pytest.
         assert sup_gap(coarse, fine) / 0.8 <= gaps[0.05] / 10
         assert gaps[0.05] <= 1e-2
         assert gaps[0.1] > gaps[0.05] > gaps[0.025]
-        # Growth and transport together conserve what the flow of nu conserves: the total masses agree like outputs.
-        assert abs(float(flows[0.0125].masses[-1] - fine.masses[-1])) >= 0
         with capsys.disabled():
             print(f"\n  {nodes} nodes: " + ", ".join(f"tau {t}: {g:.2e}" for t, g in gaps.items()), end="")  # noqa: T201
     assert floors[512] < floors[256]
@@ -114,9 +112,9 @@ def test_a_narrow_measure_draws_the_warning() -> None:
 def test_mass_at_the_edge_draws_the_warning() -> None:
     """A box that the flow runs into is reported, not suffered."""
     grid = bj.Grid.uniform([-1.0], [1.0], [61])
-    start = bj.GridMeasure.gaussian(grid, mean=0.5, std=0.3)
+    start = bj.GridMeasure.gaussian(grid, mean=0.2, std=0.3)
     with pytest.warns(bj.BoundaryMassWarning, match="edge of the box"):
-        bj.evolve(bj.JKO(bj.Potential(lambda x: -x[:, 0]), grid, tau=0.1), start, 0.3)
+        bj.evolve(bj.JKO(bj.Potential(lambda x: -x[:, 0]), grid, tau=0.1), start, 0.1)
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])
@@ -131,7 +129,7 @@ def test_the_debiased_step_never_raises_the_risk(passes: int) -> None:
     grid = way.grid(nodes=81, dim=1)
     start = bj.GridMeasure.gaussian(grid, mean=0.1, std=0.5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bj.BoundaryMassWarning)
+        warnings.simplefilter("ignore")  # it ends narrow, and with mass at the edge: the risk must fall all the same
         flow = bj.evolve(bj.JKO(risk, grid, tau=0.1, entropy=bj.Debiased(passes=passes)), start, 2.0)
     slack = torch.cat([torch.zeros(2, dtype=D), flow.stats["gap_d"][1:-1]])[: len(flow.risks) - 1] / 0.1
     assert bool((flow.risks.diff() <= slack + 1e-12).all())

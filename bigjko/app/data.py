@@ -30,7 +30,6 @@ DATASETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"diabetes": diabetes
 def prepared(
     X: Float[Tensor, "n d"],
     y: Float[Tensor, " n"],
-    *,
     components: int | None = None,
     standardise: bool = False,
     standardise_labels: bool = False,

@@ -12,33 +12,21 @@ import threading
 import time as clock
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from bigjko_kernels import Grid, GridError, KernelError
 
 from .. import __version__
 from ..compare import compare
-from ..errors import BoundaryMassWarning, MeasureError, NarrowMeasureWarning, RiskError, StepError
+from ..errors import BoundaryMassWarning, NarrowMeasureWarning
 from ..evolve import evolve
 from ..flow import Flow
-from ..jko import JKO, Debiased, DualSolver, Plain
-from ..losses import Logistic, Loss, Squared
-from ..measure import GridMeasure, ParticleMeasure
-from ..neurons import Lifted, Projected
-from ..particles import GradientDescent, GradientFlow
-from ..risk import Risk
 from ..show.plots import plot_flows
 from ..show.progress import Bars
 from ..status import FlowError, FlowInterrupted
-from ..stepper import Stepper
-from .config import ConfigError, Experiment, Run, Start, Time, dump
-from .data import DATASETS, prepared
+from .config import ConfigError, Experiment, dump
+from .prepare import Prepared, build, data
 from .verdict import Numbers, numbers, verdict
 
 _INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -54,18 +42,6 @@ class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what t
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A run with everything built: nothing in it can be refused any more."""
-
-    run: Run
-    time: Time
-    jko: JKO
-    start: GridMeasure
-    descent: Stepper[ParticleMeasure, Any]
-    particles: ParticleMeasure
 
 
 def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Numbers]:
@@ -89,8 +65,8 @@ def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Number
     if out.exists() or out.is_symlink():
         raise ConfigError(f"received the output folder {out}, which exists, need a new one: choose another with --out")
     with notes(console):
-        X, y = _data(experiment)
-        runs = [prepare(experiment, run, X, y) for run in experiment.runs]
+        X, y = data(experiment)
+        runs = [build(experiment, run, X, y) for run in experiment.runs]
     out.mkdir(parents=True)
     several = len(runs) > 1
     found: dict[str, Numbers] = {}
@@ -135,119 +111,6 @@ def reload(folder: Path) -> dict[str, Numbers]:
     return found
 
 
-# -------------------------------------------------------------------------------------------------------- preparing
-
-
-def _data(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-    data = experiment.data
-    if data.name is not None:
-        X, y = DATASETS[data.name]()
-    else:
-        X, y = torch.tensor(data.X, dtype=torch.float64), torch.tensor(data.y, dtype=torch.float64)
-    try:
-        X, y = prepared(
-            X, y, components=data.components, standardise=data.standardise, standardise_labels=data.standardise_labels
-        )
-    except RiskError as refused:
-        raise ConfigError(f"in [data]: {refused}") from refused
-    kind = {"dtype": getattr(torch, experiment.dtype), "device": _device(experiment.device)}
-    return X.to(**kind), y.to(**kind)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as missing:
-        here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-        reason = str(missing).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"received device = '{name}', which cannot be used here ({reason}), need one of {', '.join(here)}: "
-            "choose it with --device"
-        ) from missing
-    return device
-
-
-def prepare(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Tensor, " n"]) -> Prepared:
-    """Build a run.
-
-    Raises:
-        ConfigError: for what the engine refuses, naming the run.
-    """
-    scale = 1 / len(y) if experiment.loss.scale == "mean" else float(experiment.loss.scale)
-    loss: Loss = {"squared": Squared, "logistic": Logistic}[experiment.loss.name](scale)
-    try:
-        way: Lifted | Projected = Lifted() if run.way == "lifted" else Projected()
-        risk = Risk(X, y, way, loss, experiment.weight_decay)
-        grid = _grid(run, way, X)
-        way.check(grid, X.shape[1])
-        start = _start(run.start, way, grid, X.shape[1])
-        jko = JKO(
-            risk,
-            grid,
-            run.jko.tau,
-            epsilon=run.jko.epsilon * grid.spacing**2,
-            entropy=Plain() if run.jko.entropy == "plain" else Debiased(run.jko.passes or 2),
-            solver=DualSolver(rtol=run.jko.rtol),
-        )
-        descent = _descent(run, risk)
-        return Prepared(
-            run, experiment.time_of(run), jko, start, descent, way.particles(start, drop=run.particles.drop)
-        )
-    except (GridError, KernelError, MeasureError, RiskError, StepError) as refused:
-        raise ConfigError(f"in the run '{run.name}': {refused}") from refused
-
-
-def _grid(run: Run, way: Lifted | Projected, X: Float[Tensor, "n d"]) -> Grid:
-    choice, dim = run.grid, X.shape[1]
-    kind: dict[str, Any] = {"dtype": X.dtype, "device": X.device}
-    if isinstance(way, Projected):
-        assert choice.nodes is not None
-        return way.grid(choice.nodes, dim, **kind)
-    if choice.nodes is not None and choice.radius is not None:
-        return way.grid(choice.nodes, dim, radius=choice.radius, **kind)
-    axes = dim + 1
-    shape = choice.shape or [choice.nodes or 0] * axes
-    low = choice.low or [-(choice.radius or 0.0)] * axes
-    high = choice.high or [choice.radius or 0.0] * axes
-    return Grid.uniform(low, high, shape, **kind)
-
-
-def _start(choice: Start, way: Lifted | Projected, grid: Grid, dim: int) -> GridMeasure:
-    if choice.kind == "gaussian":
-        mean, std = (_per_axis(value, grid, dim + 1) for value in (choice.mean, choice.std))
-        return GridMeasure.gaussian(grid, mean, std)
-    if choice.kind == "uniform":
-        assert isinstance(way, Projected)
-        assert choice.radius is not None
-        return way.uniform(grid, radius=choice.radius)
-    assert choice.seed is not None
-    generator = torch.Generator().manual_seed(choice.seed)
-    drawn = torch.randn(choice.neurons or 0, dim + 1, generator=generator, dtype=torch.float64).to(grid.device)
-    if isinstance(way, Projected):  # balanced neurons: |w| = |a| = radius
-        W = drawn[:, :dim] / drawn[:, :dim].norm(dim=1, keepdim=True)
-        neurons = torch.cat([W, drawn[:, dim:].sign()], dim=1) * (choice.radius or 0.0)
-    else:
-        neurons = drawn * _per_axis(choice.std, grid, dim + 1)
-    neurons = neurons.to(grid.dtype)
-    return way.measure(grid, neurons[:, :dim], neurons[:, dim], width=choice.width or 3.0)
-
-
-def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float[Tensor, " k"]:
-    numbers = value if isinstance(value, list) else [value] * axes
-    if len(numbers) != axes:
-        raise MeasureError(f"received {len(numbers)} numbers for the start, need {axes}, one an axis, or one for all")
-    return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
-
-
-def _descent(run: Run, risk: Risk) -> Stepper[ParticleMeasure, Any]:
-    choice = run.particles
-    if choice.method == "gd":
-        return GradientDescent(risk, choice.tau)
-    own = {key: value for key in ("rtol", "atol") if (value := getattr(choice, key)) is not None}
-    return GradientFlow(risk, choice.tau, **own)
-
-
 # ---------------------------------------------------------------------------------------------------------- running
 
 
@@ -258,7 +121,8 @@ def _both(one: Prepared, folder: Path, title: str, console: Any) -> Numbers:
         "tau": one.jko.tau,
         "epsilon": one.jko.transport.epsilon,
         "epsilon_h2": one.run.jko.epsilon,
-        "entropy": repr(one.jko.entropy),
+        "entropy": one.run.jko.entropy,
+        "passes": one.jko.entropy.passes,
     }
     t_end = one.time.t_end
     with notes(console, title), Bars(console) as bars:
@@ -301,6 +165,8 @@ def _kept(run: Callable[[], Flow], path: Path, t_end: float, facts: dict[str, An
     if stop is None:
         return flow
     kept = f"is saved up to t = {float(flow.times[-1]):.6g} of {t_end:g} in {path}"
+    if (path.parent / "flow-gd.zarr").exists() and flow.name == "jko":
+        kept += f"; bigjko compare {path.parent} holds it against gradient descent"
     if isinstance(stop, FlowInterrupted):
         raise Stopped(f"interrupted: {flow.name} {kept}", _INTERRUPTED) from None
     raise Stopped(f"{stop}; {flow.name} {kept}", 1) from stop

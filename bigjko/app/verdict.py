@@ -48,6 +48,7 @@ def numbers(held: Comparison) -> Numbers:
         "epsilon": facts.get("epsilon"),
         "epsilon_h2": facts.get("epsilon_h2"),
         "entropy": facts.get("entropy"),
+        "passes": facts.get("passes"),
         "method": gd.name,
         "tau_gd": other.get("tau"),
         "output_gap_sup": held.sup_output_gap,
@@ -119,6 +120,12 @@ def _grid(run: Numbers) -> str:
     return f"{' x '.join(map(str, run['shape']))} = {run['nodes']:,} nodes, h = {_n(run['spacing'])}"
 
 
+def _jko(run: Numbers) -> str:
+    entropy = run["entropy"] or "-"
+    passes = f", {run['passes']} passes" if entropy == "debiased" else ""
+    return f"{_n(run['tau_jko'])}, {_n(run['epsilon_h2'])} h^2, {entropy}{passes}"
+
+
 def _transport(run: Numbers) -> str:
     if run["transport_end"] is None:
         return "-"
@@ -138,7 +145,7 @@ def _boundary(run: Numbers) -> str:
 def _width(run: Numbers) -> str:
     if run["width_min"] is None:
         return "-"
-    return f"{_n(run['width_min'])} nodes{': too few, it moves slow there' if _narrow(run) else ''}"
+    return f"{_n(run['width_min'])} nodes{': below 2 mass moves slowly' if _narrow(run) else ''}"
 
 
 def _mass(run: Numbers) -> str:
@@ -158,7 +165,7 @@ def _share(run: Numbers) -> str:
 _ROWS: tuple[tuple[str, Any], ...] = (
     ("way, data", lambda run: f"{run['way']}, n = {run['data']}, t = 0 to {run['t_end']:.4g}"),
     ("grid", _grid),
-    ("JKO: tau, epsilon", lambda run: f"{_n(run['tau_jko'])}, {_n(run['epsilon_h2'])} h^2, {run['entropy'] or '-'}"),
+    ("JKO: tau, epsilon", _jko),
     ("GD: tau, particles", lambda run: f"{_n(run['tau_gd'])} ({run['method']}), {_n(run['particles'], ',')}"),
     ("largest output gap", lambda run: f"{_n(run['output_gap_sup'])} at t = {run['output_gap_at']:.4g}"),
     ("  of the largest change", _share),

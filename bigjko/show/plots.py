@@ -1,5 +1,6 @@
 """Two flows in one picture. Figures are made without pyplot: no global state, no window, no backend is chosen."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ _SECOND: dict[str, Any] = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.35}
 _GREY = "#555555"
 _NAMES = {"jko": "JKO", "gd": "gradient descent", "flow": "gradient flow"}
 _EDGE = 1e-3  # share of the mass at the edge of the box from which JKO warns
+_TRACE = 1e-12  # share of the mass that is drawn at least: the tails of a Gaussian start reach far below
 _DPI = 150
 
 
@@ -112,8 +114,14 @@ def _gap(ax: Any, held: Comparison) -> None:
 
 def _mass(ax: Any, flow: Flow) -> None:
     edge = flow.stats.get("boundary_mass")
-    if edge is not None and bool((edge > 0).any()):
-        ax.plot(flow.times, edge.clamp(min=1e-16), color=_COLOURS[0], linewidth=1.6, label="at the box's edge")
+    if edge is not None and bool((edge > _TRACE).any()):
+        ax.plot(
+            flow.times,
+            edge.masked_fill(edge < _TRACE, math.nan),
+            color=_COLOURS[0],
+            linewidth=1.6,
+            label="at the box's edge",
+        )
         ax.axhline(_EDGE, color=_GREY, linestyle=":", linewidth=1.6, label="level of the warning")
         ax.set_ylabel("boundary mass  (share)")
     else:
