@@ -136,7 +136,7 @@ class WassersteinFisherRao(Transport):
     ) -> Response:
         """See Transport."""
         eps = self.epsilon
-        log_a = -((-d).exp() + h).log() / eps
+        log_a = -((-d).expm1() + h).log1p() / eps  # both are small: exp(-d) + h would round to ulp(1) / eps
         log_ka = self._apply(log_a)
         log_s = (log_q + eps * log_ka) / (1 + eps)
         value = log_q.exp().sum(dtype=torch.float64) - (1 + eps) * log_s.exp().sum(dtype=torch.float64)

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from bigjko.losses import Logistic, Loss, Squared
+from bigjko.neurons import Lifted, Neurons, Projected
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
@@ -33,10 +37,6 @@ from bigjko_kernels import (
     Tiled,
     geodesic,
 )
-from torch import Tensor
-
-from bigjko.losses import Logistic, Loss, Squared
-from bigjko.neurons import Lifted, Neurons, Projected
 
 # ------------------------------------------------------------------------------------------------- factors and grids
 
@@ -232,7 +232,7 @@ KERNELS: dict[str, KernelCase] = {
     "lazy": KernelCase(Lazy, lambda grid, cost: True, log_tolerance),
 }
 
-# ---------------------------------------------------------------------------------------------------------------- losses
+# --------------------------------------------------------------------------------------------------------------- losses
 
 
 @dataclass(frozen=True)

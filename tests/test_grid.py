@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from bigjko_kernels import Circle, Factor, Grid, GridError, Line, Sheets, Sphere
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bigjko_kernels import Circle, Factor, Grid, GridError, Line, Sheets, Sphere
 
 from .registry import FACTORS, GRIDS, FactorCase, signs, sinh_axis, ulp
 

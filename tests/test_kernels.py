@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
@@ -29,11 +35,6 @@ from bigjko_kernels import (
     gibbs,
 )
 from bigjko_kernels.separable import _Axis
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .registry import COSTS, GRIDS, INPUTS, KERNELS, log_tolerance, sinh_axis
 
@@ -114,7 +115,9 @@ def test_kernels_are_symmetric(grid: str, cost: str, kernel: str) -> None:
 
 
 def test_the_oracle_is_the_double_sum() -> None:
-    grid = Grid((Sheets.of([1.0, -1.0]), Line.at(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)), Circle.uniform(4)))
+    grid = Grid(
+        (Sheets.of([1.0, -1.0]), Line.at(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)), Circle.uniform(4))
+    )
     cost = geodesic(grid)
     epsilon, b = 0.3, torch.randn(grid.shape, dtype=torch.float64)
     b[0, 1, 2] = LOG_ZERO
@@ -318,7 +321,9 @@ def test_log_zero_at_the_first_node_does_not_spoil_keops() -> None:
 class Largest(TorchDispatchMode):
     """The most entries any tensor had that torch allocated meanwhile. Views do not count: their storage does."""
 
-    entries = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

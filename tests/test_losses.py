@@ -138,7 +138,8 @@ def test_scale_multiplies_the_sum(kind: type[Squared] | type[Logistic]) -> None:
 
 def test_the_default_is_the_seeds_sum() -> None:
     u, y = outputs(1), outputs(2)
-    assert float(Squared().value(u, y)) == pytest.approx(sum((float(a) - float(b)) ** 2 for a, b in zip(u, y)))
+    expected = sum((a - b) ** 2 for a, b in zip(u.tolist(), y.tolist(), strict=True))
+    assert float(Squared().value(u, y)) == pytest.approx(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize("kind", [Squared, Logistic])

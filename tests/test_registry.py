@@ -5,15 +5,15 @@ import inspect
 import pkgutil
 from types import ModuleType
 
-import bigjko_kernels
 import jaxtyping
 import pytest
 import torch
-from bigjko_kernels import Cost, Factor, Features, GibbsKernel, Grid, Stream
 
 import bigjko
+import bigjko_kernels
 from bigjko.losses import Loss
 from bigjko.neurons import Neurons
+from bigjko_kernels import Cost, Factor, Features, GibbsKernel, Grid, Stream
 
 from .registry import COSTS, FACTORS, FEATURES, KERNELS, LOSSES, STREAMS, WAYS
 
@@ -39,6 +39,7 @@ def import_all(package: ModuleType) -> None:
 def final_classes(base: type) -> set[type]:
     """Public subclasses that can be built, from the two packages: tests make subclasses of their own."""
     found: set[type] = set()
+    kind: type
     for kind in base.__subclasses__():
         found |= final_classes(kind)
         ours = kind.__module__.split(".")[0] in {"bigjko", "bigjko_kernels"}

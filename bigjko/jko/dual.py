@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from bigjko_kernels import LOG_ZERO
 from jaxtyping import Float
 from torch import Tensor
 
@@ -121,12 +120,14 @@ class DualSolver(StepSolver):
         )
 
     def _tolerance(self, problem: StepProblem, point: _Point) -> float:
-        """rtol, or what rounding of log p makes of p: 4 ulp of the largest |log p| that carries mass."""
-        if self.rtol >= _COARSE:
+        """rtol, or what rounding makes of p: 4 ulp of the largest exponents at nodes that carry mass."""
+        ulp = torch.finfo(point.log_p.dtype).eps
+        if self.rtol >= _FAR * ulp:
             return self.rtol
-        carrying = point.log_p > point.log_p.max() - _LIGHT
-        largest = float(torch.where(carrying, point.log_p, 0.0).abs().max()) + _span(problem)
-        return max(self.rtol, 4 * torch.finfo(point.log_p.dtype).eps * largest)
+        light = torch.minimum(point.log_p, problem.log_q) < problem.log_q.max() - _LIGHT
+        slope = (problem.d - problem.tau * problem.energy.at(point.z)) / problem.transport.epsilon
+        exponents = slope.abs() + point.log_p.abs()
+        return max(self.rtol, 4 * ulp * float(exponents.masked_fill(light, 0.0).max()))
 
     def _search(
         self, problem: StepProblem, point: _Point, direction: Tensor, budget: int
@@ -209,14 +210,6 @@ def _gap(problem: StepProblem, point: _Point) -> float:
     return problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - (z * u).sum())
 
 
-def _span(problem: StepProblem) -> float:
-    """Largest exponent of the kernel's argument that rounding acts on: it grows as eps falls."""
-    carrying = problem.log_q > problem.log_q.max() - _LIGHT
-    exponent = (problem.d - problem.tau * problem.energy.potential) / problem.transport.epsilon
-    exponent = exponent.masked_fill(~carrying | (exponent == LOG_ZERO), 0.0)
-    return float(exponent.abs().max())
-
-
 def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
     outputs = problem.energy.outputs(problem.log_q.exp())
     return Solution(problem.log_q, outputs, z, curvature, _HALVINGS, math.nan, math.nan, Status.infeasible)
@@ -228,7 +221,7 @@ _WALL = 1e-6  # share of the dual box kept free of the start: g* is infinite in 
 _NOISE = 1e-9  # a drop of D below this share of |D| may be rounding in float32 kernels
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
-_COARSE = 1e-3
+_FAR = 1e6  # ulps: where |log p| stays below 1e5 no rounding reaches a tolerance of more than this
 _CHEAP = 100  # multiplications of a gram per node: a kernel application on three axes costs more
 _FORESIGHT = 10
 _SEEN = 1e-3
