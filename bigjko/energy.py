@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from bigjko_kernels import Features, Grid
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import Features, Grid
 
 from .errors import RiskError
 from .losses import Loss, Squared

@@ -1,7 +1,6 @@
 """The one loop: a stepper, a start and an end time give a flow. It names no stepper."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from bigjko_kernels import LOG_ZERO, Circle, GibbsKernel, Grid, GridError, Line, Separable
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import LOG_ZERO, Circle, GibbsKernel, Grid, GridError, Line, Separable
 
 from .errors import MeasureError
 
@@ -65,7 +66,7 @@ class GridMeasure:
             mass: total mass.
         """
         if not all(isinstance(f, Line) for f in grid.factors):
-            raise MeasureError(f"received {grid!r}, need lines only: on directions use the way's own .measure or .uniform")
+            raise MeasureError(f"received {grid!r}, need lines only: on directions use the way's own .measure")
         k = len(grid.factors)
         centre = torch.as_tensor(mean, dtype=grid.dtype, device=grid.device).expand(k)
         spread = torch.as_tensor(std, dtype=grid.dtype, device=grid.device).expand(k)
@@ -216,7 +217,9 @@ class ParticleMeasure:
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ParticleMeasure":
         """The same particles on another device or in another dtype."""
-        return ParticleMeasure(self.positions.to(device=device, dtype=dtype), self.masses.to(device=device, dtype=dtype))
+        return ParticleMeasure(
+            self.positions.to(device=device, dtype=dtype), self.masses.to(device=device, dtype=dtype)
+        )
 
     def __repr__(self) -> str:
         m, k = self.positions.shape

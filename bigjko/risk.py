@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from bigjko_kernels import Grid
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import Grid
 
 from .energy import Composite
 from .errors import RiskError
@@ -42,7 +43,9 @@ class Risk:
         if X.ndim != 2 or y.shape != X.shape[:1] or X.shape[0] == 0:
             raise RiskError(f"received X {tuple(X.shape)} and y {tuple(y.shape)}, need (n, d) and (n,) with n >= 1")
         if not (X.is_floating_point() and y.is_floating_point()):
-            raise RiskError(f"received X in {X.dtype} and y in {y.dtype}, need floating point: convert with .to(dtype=)")
+            raise RiskError(
+                f"received X in {X.dtype} and y in {y.dtype}, need floating point: convert them"
+            )
         if X.dtype != y.dtype or X.device != y.device:
             raise RiskError(f"received X in {X.dtype} on {X.device} and y in {y.dtype} on {y.device}, need the same")
         if not bool(torch.isfinite(X).all() & torch.isfinite(y).all()):

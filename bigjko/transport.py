@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from bigjko_kernels import LOG_ZERO, GibbsKernel
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import LOG_ZERO, GibbsKernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +46,7 @@ class Transport(ABC):
         """The d of a plain step: none, but for the cell volumes that entropy is relative to."""
 
     @abstractmethod
-    def respond(
-        self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]
-    ) -> Response:
+    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
         """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold."""
 
     @abstractmethod
@@ -76,9 +75,7 @@ class Balanced(Transport):
         """eps log(cell volume)."""
         return self.epsilon * self.kernel.grid.log_weights
 
-    def respond(
-        self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]
-    ) -> Response:
+    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
         """See Transport."""
         log_b = (d - h) / self.epsilon
         log_kb = self.kernel.log_apply(log_b)
@@ -131,9 +128,7 @@ class WassersteinFisherRao(Transport):
         """Zero."""
         return torch.zeros_like(self.scale)
 
-    def respond(
-        self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]
-    ) -> Response:
+    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
         """See Transport."""
         eps = self.epsilon
         log_a = -((-d).expm1() + h).log1p() / eps  # both are small: exp(-d) + h would round to ulp(1) / eps

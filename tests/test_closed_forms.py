@@ -98,9 +98,7 @@ def test_one_step_of_a_gaussian_matches_the_closed_form(epsilon: float, debiased
     grid = bj.Grid.uniform([-8.0], [8.0], [801])
     start = bj.GridMeasure.gaussian(grid, mean=0.0, std=1.0)
     for entropy, want in ((bj.Debiased(passes=300, tolerance=1e-13), debiased), (bj.Plain(), plain)):
-        jko = bj.JKO(
-            bj.Potential(lambda x: (x**2).sum(1) / 2), grid, tau=0.1, epsilon=epsilon, entropy=entropy
-        )
+        jko = bj.JKO(bj.Potential(lambda x: (x**2).sum(1) / 2), grid, tau=0.1, epsilon=epsilon, entropy=entropy)
         flow = bj.evolve(jko, start, 0.1)
         assert isinstance(flow.final, bj.GridMeasure)
         assert abs(float(moments(flow.final)[1]) - want) <= 1e-5

@@ -115,9 +115,7 @@ class DualSolver(StepSolver):
             pairs.append((found.z - point.z, point.outputs - found.outputs))
             B = B if refresh else _learn(B, *pairs[-1])
             point = found
-        return Solution(
-            point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status
-        )
+        return Solution(point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status)
 
     def _tolerance(self, problem: StepProblem, point: _Point) -> float:
         """rtol, or what rounding makes of p: 4 ulp of the largest exponents at nodes that carry mass."""
@@ -129,9 +127,7 @@ class DualSolver(StepSolver):
         exponents = slope.abs() + point.log_p.abs()
         return max(self.rtol, 4 * ulp * float(exponents.masked_fill(light, 0.0).max()))
 
-    def _search(
-        self, problem: StepProblem, point: _Point, direction: Tensor, budget: int
-    ) -> tuple[_Point | None, int]:
+    def _search(self, problem: StepProblem, point: _Point, direction: Tensor, budget: int) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.

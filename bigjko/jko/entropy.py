@@ -5,9 +5,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from bigjko_kernels import LOG_ZERO, Grid
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import LOG_ZERO, Grid
 
 from ..errors import StepError
 from ..transport import Transport

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from bigjko_kernels import LOG_ZERO
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import LOG_ZERO
 
 from ..errors import StepError
 from ..status import Status

@@ -5,14 +5,14 @@ import warnings
 from dataclasses import dataclass, field
 
 import torch
-from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
 
 from ..energy import Composite, Energy
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
 from ..measure import GridMeasure
-from ..risk import Risk
 from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport

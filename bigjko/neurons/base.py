@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from bigjko_kernels import Cost, Features, GibbsKernel, Grid, Ridge, Stream, Tiled
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import Cost, Features, GibbsKernel, Grid, Ridge, Stream, Tiled
 
 from ..measure import GridMeasure, ParticleMeasure
 from ..transport import Transport

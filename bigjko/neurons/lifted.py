@@ -1,9 +1,10 @@
 """P1: a probability measure on (w, a), the way of Chizat and Bach."""
 
 import torch
-from bigjko_kernels import Cost, Features, GibbsKernel, Grid, GridError, Line, Ridge, SquaredEuclidean
 from jaxtyping import Float
 from torch import Tensor
+
+from bigjko_kernels import Cost, Features, GibbsKernel, Grid, GridError, Line, Ridge, SquaredEuclidean
 
 from ..measure import GridMeasure, ParticleMeasure, deposit, heavy_nodes
 from ..transport import Balanced, Transport

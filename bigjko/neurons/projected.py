@@ -3,6 +3,9 @@
 import math
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from bigjko_kernels import (
     Circle,
     Cost,
@@ -17,8 +20,6 @@ from bigjko_kernels import (
     SquaredArc,
     gibbs,
 )
-from jaxtyping import Float
-from torch import Tensor
 
 from ..errors import MeasureError
 from ..measure import GridMeasure, ParticleMeasure, heavy_nodes, spread

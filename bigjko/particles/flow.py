@@ -50,5 +50,3 @@ class GradientFlow(ParticleStepper):
         times = torch.tensor([0.0, dt], dtype=torch.float64, device=measure.positions.device)
         path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
         return path[-1], {"evaluations": float(calls)}
-
-

@@ -91,9 +91,7 @@ class Circle(Factor):
     """Unit vectors in R^2: a periodic factor, with no edge."""
 
     @classmethod
-    def uniform(
-        cls, nodes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> "Circle":
+    def uniform(cls, nodes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> "Circle":
         """Equally spaced directions, the first at angle 0."""
         if nodes < 3:
             raise GridError(f"received a circle of {nodes} nodes, need at least 3")

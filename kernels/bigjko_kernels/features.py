@@ -152,7 +152,8 @@ class Ridge(Features):
             return p.sum(self.rest_axes).reshape(-1) * factor.reshape(())
         # A matrix-vector product where the rest is one axis and the factor lives on it: no temporary of size N.
         if len(self.rest_axes) == 1 and factor.numel() == self.shape[self.rest_axes[0]]:
-            return torch.tensordot(p, factor.reshape(-1), dims=([self.rest_axes[0]], [0])).reshape(-1)
+            line: Tensor = torch.tensordot(p, factor.reshape(-1), dims=([self.rest_axes[0]], [0]))
+            return line.reshape(-1)
         return (p * factor).sum(self.rest_axes).reshape(-1)
 
     def _spread(self, values: Tensor) -> Tensor:

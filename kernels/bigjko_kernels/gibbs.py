@@ -73,7 +73,7 @@ class _LogApply(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         b, out = ctx.saved_tensors
         dead = out == LOG_ZERO  # no mass reaches these nodes, so no gradient leaves them
         safe = out.masked_fill(dead, 0.0)

@@ -61,8 +61,7 @@ class Grid:
             )
         return cls(
             tuple(
-                Line.uniform(lo, hi, n, dtype=dtype, device=device)
-                for lo, hi, n in zip(low, high, shape, strict=True)
+                Line.uniform(lo, hi, n, dtype=dtype, device=device) for lo, hi, n in zip(low, high, shape, strict=True)
             )
         )
 

@@ -35,7 +35,7 @@ class Separable(GibbsKernel):
     """A cost that is a sum over factors, one axis at a time; exact for any input.
 
     Cost: about 10 exponentials' worth per node and axis, O(N) memory; slopes of b that move mass more than a
-    window (16 nodes, doubling to 128 or more) or tear a tile by 600 fall back to n exponentials for the nodes concerned.
+    window (16 nodes, doubling to 128 or more) or tear a tile by 600 fall back to n exponentials for those nodes.
     """
 
     def __init__(self, grid: Grid, epsilon: float, cost: Cost | None = None) -> None:
@@ -81,7 +81,8 @@ class _Axis:
 
     def _log_k(self, tile: Tensor, others: Tensor) -> Tensor:
         """-c/eps between a tile's nodes (T, k) and some tiles' (J, T, k): shape (T, J, T)."""
-        return -self.cost(tile[:, None, None], others[None]) / self.epsilon
+        log_k: Tensor = -self.cost(tile[:, None, None], others[None]) / self.epsilon
+        return log_k
 
     def _build(self) -> None:
         """Tables of one window: which tiles, their nearest costs, the shifted kernel, and what stays outside."""
