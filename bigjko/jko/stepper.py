@@ -53,9 +53,9 @@ class JKO(Stepper[GridMeasure, JKOState]):
     Raises:
         StepError: for a tau that is not positive, an epsilon below .25 h^2, or a kernel of another grid.
 
-    Stats of a step: `evaluations` and `applications` (of the kernel), `passes`, `residual`, `gap_z` and `gap_d`
-    (certificates: their sum bounds the step's suboptimality, mathematics.md 2), `misfit` of d, `mass_error` (balanced)
-    or `growth`, `boundary_mass`, `width` (nodes).
+    Stats of a step: `evaluations` and `applications` (of the kernel), `passes`, `residual` and `gap_z` (the largest of
+    its passes), `gap_d` and `misfit` (of d in the last pass; gap_z + gap_d bounds the step's suboptimality,
+    mathematics.md 2), `mass_error` (balanced) or `growth`, `boundary_mass`, `width` (nodes).
     """
 
     energy: Energy
@@ -127,9 +127,11 @@ class JKO(Stepper[GridMeasure, JKOState]):
         d, curvature = state.d, dt * gram
         z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
         evaluations, passes, status = 0, 0, Status.ok
+        residual, gap_z = 0.0, 0.0
         for _ in range(self.entropy.passes):
             solution = self.solver.solve(StepProblem(transport, energy, log_q, d, dt, gram), z, curvature)
             z, curvature = solution.z, solution.curvature
+            residual, gap_z = max(residual, solution.residual), max(gap_z, solution.gap)
             refit = self.entropy.refit(transport, d, solution.log_p)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
             if solution.status is not Status.ok:
@@ -147,8 +149,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
             "evaluations": float(evaluations),
             "applications": float(2 * evaluations + (passes if isinstance(self.entropy, Debiased) else 0)),
             "passes": float(passes),
-            "residual": solution.residual,
-            "gap_z": solution.gap,
+            "residual": residual,
+            "gap_z": gap_z,
             "gap_d": refit.gap if transport.conserves_mass else math.nan,
             "misfit": refit.misfit,
             "mass_error" if transport.conserves_mass else "growth": change,
