@@ -281,7 +281,7 @@ MEASURES: dict[str, Case] = {
     "a Gaussian on a circle": (
         lambda: GridMeasure.gaussian(Grid((Circle.uniform(9),)), 0.0, 1.0),
         MeasureError,
-        "need lines only: on directions use the way's own .measure or .uniform",
+        "need lines only: on directions use the way's own .measure",
     ),
     "NaN position": (cloud(with_entry(THREE, math.nan), ONES), MeasureError, "positions or masses with NaN or inf"),
     "infinite mass": (cloud(THREE, with_entry(ONES, math.inf)), MeasureError, "positions or masses with NaN or inf"),

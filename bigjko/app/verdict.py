@@ -110,7 +110,7 @@ def table(runs: dict[str, Numbers]) -> Any:
     return chart
 
 
-def _n(x: float | None, form: str = ".3g") -> str:
+def _n(x: float | int | None, form: str = ".3g") -> str:
     return "-" if x is None else format(x, form)
 
 
