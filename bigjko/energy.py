@@ -98,6 +98,11 @@ class Potential:
         values = self.V(points)
         if values.shape != points.shape[:1]:
             raise RiskError(f"received V values of shape {tuple(values.shape)}, need ({points.shape[0]},): one a node")
+        if values.dtype != points.dtype or values.device != points.device:
+            raise RiskError(
+                f"received V values in {values.dtype} on {values.device}, "
+                f"need the nodes' {points.dtype} on {points.device}"
+            )
         if not bool(torch.isfinite(values).all()):
             raise RiskError("received V values with NaN or inf among them, need finite numbers on every node")
         targets = torch.zeros(0, dtype=torch.float64, device=points.device)

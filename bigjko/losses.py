@@ -106,7 +106,7 @@ class Logistic(Loss):
 
     def value(self, u: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return self.scale * torch.nn.functional.softplus(-y * u, threshold=1e9).sum()
+        return -self.scale * torch.nn.functional.logsigmoid(y * u).sum()
 
     def gradient(self, u: Tensor, y: Tensor) -> Tensor:
         """See Loss."""

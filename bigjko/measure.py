@@ -49,10 +49,14 @@ class GridMeasure:
             density: maps coordinates (N, k) to values (N,), not negative; need not be normalised.
             mass: total mass.
         """
-        values = density(grid.points()).reshape(grid.shape)
-        if not bool((values >= 0).all()):
-            raise MeasureError("received a density with negative or NaN values, need values >= 0 at every node")
-        return cls._normalised(grid, values.log() + grid.log_weights, mass)
+        values = density(grid.points())
+        if values.shape != (grid.size,):
+            raise MeasureError(
+                f"received density values of shape {tuple(values.shape)}, need ({grid.size},): one a node"
+            )
+        if not bool(((values >= 0) & torch.isfinite(values)).all()):
+            raise MeasureError("received a density with negative, infinite or NaN values, need finite values >= 0")
+        return cls._normalised(grid, values.log().reshape(grid.shape) + grid.log_weights, mass)
 
     @classmethod
     def gaussian(
@@ -68,8 +72,14 @@ class GridMeasure:
         if not all(isinstance(f, Line) for f in grid.factors):
             raise MeasureError(f"received {grid!r}, need lines only: on directions use the way's own .measure")
         k = len(grid.factors)
-        centre = torch.as_tensor(mean, dtype=grid.dtype, device=grid.device).expand(k)
-        spread = torch.as_tensor(std, dtype=grid.dtype, device=grid.device).expand(k)
+        centre = torch.as_tensor(mean, dtype=grid.dtype, device=grid.device)
+        spread = torch.as_tensor(std, dtype=grid.dtype, device=grid.device)
+        if not {tuple(centre.shape), tuple(spread.shape)} <= {(), (k,)}:
+            raise MeasureError(
+                f"received a mean of shape {tuple(centre.shape)} and a std of {tuple(spread.shape)}, "
+                f"need one number each, or one per axis: ({k},)"
+            )
+        centre, spread = centre.expand(k), spread.expand(k)
         if not bool((spread > 0).all()) or not bool(torch.isfinite(centre).all() & torch.isfinite(spread).all()):
             raise MeasureError(f"received mean {mean} and std {std}, need finite numbers and std > 0")
         log_density = torch.zeros(grid.shape, dtype=grid.dtype, device=grid.device)
@@ -95,6 +105,8 @@ class GridMeasure:
         if not (math.isfinite(mass) and mass > 0):
             raise MeasureError(f"received a total mass of {mass}, need a positive finite number")
         total = torch.logsumexp(log_masses.double().reshape(-1), 0)
+        if total == LOG_ZERO:
+            raise MeasureError("received a density without mass, need a positive value at one node at least")
         return cls(grid, (log_masses.double() - total + math.log(mass)).to(grid.dtype))
 
     @cached_property
@@ -231,6 +243,8 @@ Measure = GridMeasure | ParticleMeasure
 
 def heavy_nodes(measure: GridMeasure, drop: float) -> tuple[Float[Tensor, "m k"], Float[Tensor, " m"]]:
     """Coordinates and masses of the nodes above `drop` times the largest, the total mass kept."""
+    if not 0 <= drop < 1:
+        raise MeasureError(f"received drop = {drop}, need a share in [0, 1) of the heaviest node's mass")
     masses = measure.masses.reshape(-1)
     kept = (masses > drop * masses.max()).nonzero().reshape(-1)
     chosen = masses[kept]
@@ -258,8 +272,8 @@ def deposit(
         raise GridError(
             f"received points in {points.dtype} on {points.device}, need the grid's {grid.dtype} on {grid.device}"
         )
-    if not width > 0:
-        raise GridError(f"received a width of {width} nodes, need a positive number: 3 by default")
+    if not (width > 0 and math.isfinite(width)):
+        raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
     shared = torch.zeros(grid.size, dtype=torch.float64, device=grid.device)
     lower, upper = [], []  # per axis: (node, share)
     for k, f in enumerate(grid.factors):

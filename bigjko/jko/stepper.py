@@ -101,6 +101,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         object.__setattr__(self, "composite", self.energy.on(self.grid))
         neurons = self.neurons
         cost = geodesic(self.grid) if neurons is None else neurons.cost
+        if self.kernel is not None and neurons is not None and self.kernel.cost != cost:
+            raise StepError(f"received a kernel of {self.kernel.cost!r}, need the way's own {cost!r}")
         kernel = gibbs(self.grid, epsilon, cost) if self.kernel is None else self.kernel
         object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
 
@@ -113,6 +115,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         Raises:
             StepError: if the measure lives on another grid.
         """
+        if not isinstance(measure, GridMeasure):
+            raise StepError(f"received a {type(measure).__name__}, need a GridMeasure for JKO: use neurons.measure")
         if not measure.grid.matches(self.grid):
             raise StepError(f"received a measure on {measure.grid!r}, need one on the stepper's own grid")
         z = self.composite.loss.gradient(self.composite.outputs(measure.masses), self.composite.targets)

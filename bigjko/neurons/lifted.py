@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bigjko_kernels import Cost, Features, GibbsKernel, Grid, GridError, Line, Ridge, SquaredEuclidean
 
-from ..measure import GridMeasure, ParticleMeasure, deposit, heavy_nodes
+from ..measure import GridMeasure, ParticleMeasure, heavy_nodes
 from ..transport import Balanced, Transport
 from .base import Neurons
 
@@ -73,7 +73,8 @@ class Lifted(Neurons):
         """See Neurons."""
         network = ParticleMeasure.from_network(W, a)
         self.check(grid, W.shape[1])
-        return deposit(grid, network.positions, network.masses if masses is None else masses, width=width)
+        weighed = network if masses is None else ParticleMeasure(network.positions, masses)
+        return GridMeasure.from_particles(grid, weighed, width=width)
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
         """See Neurons: a node is its neuron."""

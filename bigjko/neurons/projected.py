@@ -98,6 +98,10 @@ class Projected(Neurons):
             MeasureError: for a network that is not balanced, or a neuron of zero weight.
         """
         self.check(grid, W.shape[1])
+        if W.dtype != grid.dtype or W.device != grid.device:
+            raise GridError(f"received W in {W.dtype} on {W.device}, need the grid's {grid.dtype} on {grid.device}")
+        if not (width > 0 and math.isfinite(width)):
+            raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
         network = ParticleMeasure.from_network(W, a)
         sheets = self.clouds(network if masses is None else ParticleMeasure(network.positions, masses))
         norm = W.norm(dim=1)
@@ -107,17 +111,18 @@ class Projected(Neurons):
                 f"received neurons with |w| and |a| up to {uneven:.2g} apart (relative), need |w| = |a| for Projected: "
                 "balance the start, or use Lifted"
             )
-        directions = grid.factors[1]
+        nodes = grid.factors[1].nodes.double()
         held = torch.zeros(grid.shape, dtype=torch.float64, device=grid.device)
         for row, (points, weight) in zip(held, sheets.values(), strict=True):
             for few, mass in zip(points.split(_NEURONS), weight.split(_NEURONS), strict=True):
                 if not few.shape[0]:
                     continue
                 # Each neuron is shared by its two nearest nodes in proportion to nearness, then blurred.
-                near = (few @ directions.nodes.T).topk(2, dim=1)
-                angle = near.values.clamp(-1, 1).acos().double()
+                # In float64, by chords: an arc cosine of products loses half the digits, and in float32 the nodes.
+                near = (few.double() @ nodes.T).topk(2, dim=1).indices
+                angle = (2 * SquaredArc()(few.double()[:, None], nodes[near])).sqrt()
                 share = (angle.flip(1) / angle.sum(1, keepdim=True)) * mass.double()[:, None]
-                row.index_add_(0, near.indices.reshape(-1), share.reshape(-1))
+                row.index_add_(0, near.reshape(-1), share.reshape(-1))
         blur = gibbs(grid, (width * grid.spacing) ** 2, SquaredArc())
         return GridMeasure(grid, spread(blur, held.log().to(grid.dtype)))
 

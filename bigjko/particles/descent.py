@@ -43,6 +43,10 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
 
     def init(self, measure: ParticleMeasure) -> ParticleState:
         """The outputs at the start."""
+        if not isinstance(measure, ParticleMeasure):
+            raise StepError(
+                f"received a {type(measure).__name__}, need a ParticleMeasure: use neurons.particles(measure)"
+            )
         return ParticleState(self.energy.on(measure).outputs(measure.masses))
 
     def step(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Step[ParticleMeasure, ParticleState]:

@@ -44,6 +44,11 @@ class Stream(ABC):
     def __init__(self, directions: Float[Tensor, "N d"], X: Float[Tensor, "n d"]) -> None:
         if directions.shape[1] != X.shape[1]:
             raise GridError(f"received directions in R^{directions.shape[1]} and data in R^{X.shape[1]}, need the same")
+        if directions.dtype != X.dtype or directions.device != X.device:
+            raise GridError(
+                f"received directions in {directions.dtype} on {directions.device} and data in {X.dtype} on "
+                f"{X.device}, need the same: convert one with .to()"
+            )
         self.directions, self.X = directions.contiguous(), X.contiguous()
 
     @abstractmethod
@@ -166,7 +171,7 @@ class Ridge(Features):
 
     def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """See Features."""
-        return self.amplitude * self._spread(self.stream.potential(z))
+        return (self.amplitude * self._spread(self.stream.potential(z))).expand(self.shape)
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""
@@ -191,7 +196,8 @@ class Ridge(Features):
         """See Features."""
         slopes = self.stream.slopes(z)
         height = (slopes * self.stream.directions).sum(1)
-        return self.alpha * self._spread((slopes**2).sum(1)) + self.beta * self._spread(height**2)
+        total = self.alpha * self._spread((slopes**2).sum(1)) + self.beta * self._spread(height**2)
+        return total.expand(self.shape)
 
 
 class Sum(Features):

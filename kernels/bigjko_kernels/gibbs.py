@@ -34,6 +34,7 @@ class GibbsKernel(ABC):
     def __init__(self, grid: Grid, epsilon: float, cost: Cost) -> None:
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise KernelError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
+        cost.per_factor(grid)  # refuses a grid of another geometry
         self.grid = grid
         self.epsilon = float(epsilon)
         self.cost = cost
@@ -42,7 +43,7 @@ class GibbsKernel(ABC):
         """log sum_k exp(-c_ik / epsilon + b_k), on the grid's shape.
 
         Args:
-            b: logarithms, LOG_ZERO where there is nothing; +inf and NaN are refused by the result being NaN.
+            b: logarithms, LOG_ZERO where there is nothing; what +inf or NaN reaches is not finite.
         """
         self.grid.check(b, "log values")
         if b.requires_grad and torch.is_grad_enabled():

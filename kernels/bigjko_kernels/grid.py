@@ -126,6 +126,8 @@ class Grid:
             if isinstance(f, Sheets) and not sheets:
                 continue
             columns += [self.along(k, column).expand(self.shape).reshape(-1) for column in f.nodes.unbind(1)]
+        if not columns:
+            return torch.zeros(self.size, 0, dtype=self.dtype, device=self.device)
         return torch.stack(columns, dim=1)
 
     def widened(self, nodes: int) -> "Grid":

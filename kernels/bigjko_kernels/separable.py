@@ -49,7 +49,7 @@ class Separable(GibbsKernel):
         ]
 
     def _log_apply(self, b: Tensor) -> Tensor:
-        out = b
+        out = b.double()  # rounded once, at the end: in between, values can be far larger than the answer
         for k, axis in enumerate(self._axes):
             if axis is None:
                 continue
@@ -59,7 +59,7 @@ class Separable(GibbsKernel):
                 out = axis(lines)[0].T.reshape(b.shape)
             else:
                 out = axis(out.reshape(-1, n, after)).reshape(b.shape)
-        return out.clone() if out is b else out.contiguous()
+        return out.to(b.dtype, copy=True).contiguous()
 
 
 class _Axis:
@@ -74,7 +74,10 @@ class _Axis:
         self.nodes = factor.nodes.double()
         self.padded = self.nodes[index].reshape(self.tiles, _TILE, -1)
         self.cost, self.epsilon = cost, epsilon
-        self.closest = torch.stack([self._log_k(tile, self.padded).amax(dim=(0, 2)) for tile in self.padded])
+        # Filled in place: small results kept among large temporaries cut the heap up, to 8 N^2 bytes of it.
+        self.closest = self.padded.new_empty(self.tiles, self.tiles)
+        for row, tile in zip(self.closest, self.padded, strict=True):
+            row.copy_(self._log_k(tile, self.padded).amax(dim=(0, 2)))
         self.width = min(self.tiles, 3)
         self.widest = min(self.tiles, max(_WIDEST, grid_size // (self.n * _TILE)))
         self._build()
