@@ -96,7 +96,7 @@ def test_a_bar_shows_time_risk_and_the_gap_to_the_reference() -> None:
     reference = evolved(console, None)
     assert "gap" not in said.getvalue()
     flow = evolved(console, reference)
-    last = said.getvalue().splitlines()[-1]
+    last = [line for line in said.getvalue().splitlines() if "t = " in line][-1]
     assert "t = 0.5 of 0.5" in last
     assert f"risk {float(flow.risks[-1]):.4g}" in last
     gap = float(bj.compare(flow, reference).output_gap[-1])
