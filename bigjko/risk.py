@@ -43,9 +43,7 @@ class Risk:
         if X.ndim != 2 or y.shape != X.shape[:1] or X.shape[0] == 0:
             raise RiskError(f"received X {tuple(X.shape)} and y {tuple(y.shape)}, need (n, d) and (n,) with n >= 1")
         if not (X.is_floating_point() and y.is_floating_point()):
-            raise RiskError(
-                f"received X in {X.dtype} and y in {y.dtype}, need floating point: convert them"
-            )
+            raise RiskError(f"received X in {X.dtype} and y in {y.dtype}, need floating point: convert them")
         if X.dtype != y.dtype or X.device != y.device:
             raise RiskError(f"received X in {X.dtype} on {X.device} and y in {y.dtype} on {y.device}, need the same")
         if not bool(torch.isfinite(X).all() & torch.isfinite(y).all()):

@@ -39,8 +39,8 @@ LIFTED = """
 [[runs]]
 name = "lifted"
 way = "lifted"
-grid = { nodes = 21, radius = 4.0 }
-start = { kind = "gaussian", mean = 0.0, std = 0.9 }
+grid = { nodes = 23, radius = 4.4 }
+start = { kind = "gaussian", mean = 0.0, std = 1.0 }
 jko = { tau = 0.1 }
 particles = { method = "gd", tau = 0.05 }
 """
@@ -136,9 +136,9 @@ def test_several_runs_get_a_folder_each_and_one_summary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('kind = "gaussian", mean = 0.0, std = 0.9', 'kind = "network", neurons = 20, seed = 1, std = 0.5'),
-        ("mean = 0.0, std = 0.9", "mean = [0.1, 0, 0], std = [0.7, 0.8, 0.9]"),
-        ("nodes = 21, radius = 4.0", "shape = [16, 17, 18], low = [-4, -4, -3.5], high = [4, 4, 3.5]"),
+        ('kind = "gaussian", mean = 0.0, std = 1.0', 'kind = "network", neurons = 20, seed = 1, std = 0.5'),
+        ("mean = 0.0, std = 1.0", "mean = [0.1, 0, 0], std = [0.7, 0.8, 0.9]"),
+        ("nodes = 23, radius = 4.4", "shape = [16, 17, 18], low = [-4, -4, -3.5], high = [4, 4, 3.5]"),
         ("jko = { tau = 0.1 }", 'jko = { tau = 0.1, entropy = "plain", epsilon = 1.0, rtol = 1e-6, record = 2 }'),
         ('method = "gd", tau = 0.05', 'method = "flow", tau = 0.1, rtol = 1e-5, atol = 1e-7, drop = 1e-4'),
         ('name = "squared"\nscale = "mean"', 'name = "logistic"\nscale = 0.5'),
@@ -170,7 +170,7 @@ def test_without_out_the_folder_is_named_after_file_and_time(tmp_path: Path, mon
 
 
 def test_warnings_are_notes_shown_once(tmp_path: Path) -> None:
-    narrow = changed("std = 0.9", "std = 0.4")
+    narrow = changed("std = 1.0", "std = 0.4")
     done = invoke("run", written(tmp_path, narrow), "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("note: the measure is narrower than 2 nodes") == 1
@@ -184,7 +184,7 @@ BAD = [
     ("jko = { tau", "jko = { taus", r"in \[runs.jko\] of \[\[runs\]\] 1: received the unknown key 'taus', .*'tau'\?"),
     ("[data]", "[dta]", r"at the top level: received the unknown key 'dta', .*did you mean 'data'\?"),
     ("t_end = 0.3", "t_end = 0.3\nweight_decay = 1", "unknown key 'weight_decay'.*: it belongs at the top level"),
-    ("radius = 4.0 }", "radius = 4.0, zzz = 1 }", "unknown key 'zzz', need one of nodes, .*: leave it out"),
+    ("radius = 4.4 }", "radius = 4.4, zzz = 1 }", "unknown key 'zzz', need one of nodes, .*: leave it out"),
     ('"orthogonal"', '"diabetis"', r"unknown data set 'diabetis', need one of diabetes, orthogonal.*'diabetes'\?"),
     ("jko = { tau = 0.1 }", "jko = { tau = -0.1 }", "received tau = -0.1, need a positive time step"),
     ("jko = { tau = 0.1 }", "jko = { tau = '0.1' }", 'received tau = "0.1", need a positive time step'),
@@ -201,14 +201,14 @@ BAD = [
     ('scale = "mean"', "scale = 0", "received scale = 0, need a positive number, or 'mean' for 1/n"),
     ("t_end = 0.3", "t_end = 0.3\nsave_at = [0.5]", r"received save_at = \[0.5\] for the run 'lifted'"),
     ("t_end = 0.3", "t_end = inf", "received t_end = Infinity, need a positive physical time"),
-    ("nodes = 21, radius = 4.0", "nodes = 11", "received a grid with nodes, need nodes and radius, or"),
+    ("nodes = 23, radius = 4.4", "nodes = 11", "received a grid with nodes, need nodes and radius, or"),
     (
-        "nodes = 21, radius = 4.0",
-        "shape = [9, 9], radius = 4.0",
+        "nodes = 23, radius = 4.4",
+        "shape = [9, 9], radius = 4.4",
         "run 'lifted': received 3 lows, 3 highs and a shape of 2",
     ),
     ("mean = 0.0", "mean = [0.0, 1.0]", "run 'lifted': received 2 numbers for the start, need 3"),
-    ("std = 0.9", "std = 0.9, width = 3", "received a start of kind 'gaussian' with .*: leave out width"),
+    ("std = 1.0", "std = 1.0, width = 3", "received a start of kind 'gaussian' with .*: leave out width"),
     ('"gaussian"', '"uniform"', "received kind = 'uniform' for way = 'lifted', need 'gaussian' or 'network'"),
     ('method = "gd"', 'method = "gd", rtol = 1e-3', "received rtol or atol for method = 'gd'"),
     ('name = "lifted"', 'name = "a/b"', "received name = 'a/b', need letters"),
