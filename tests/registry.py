@@ -6,12 +6,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bigjko import JKO, Debiased, DualSolver, GradientDescent, GradientFlow, GridMeasure, Plain, Risk, ScalingSolver
 from bigjko.losses import Logistic, Loss, Squared
+from bigjko.measure import ParticleMeasure
 from bigjko.neurons import Lifted, Neurons, Projected
+from bigjko.stepper import Stepper
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
@@ -353,4 +357,67 @@ WAYS: dict[str, WayCase] = {
     "lifted": WayCase(Lifted, (1, 2), 7, 61, written_neurons, _any_network, True, 1.0),
     # On the sphere a tangent vector has two coordinates: sqrt 2.
     "projected": WayCase(Projected, (2, 3), 32, 1024, written_directions, _balanced_network, False, math.sqrt(2)),
+}
+
+# -------------------------------------------------------------------------------------------------------------- steppers
+
+
+@dataclass(frozen=True)
+class StepperCase:
+    """A stepper on a small problem.
+
+    Attributes:
+        make: the stepper for a time step, and a start.
+        order: of its error in tau against the particles' flow; None where none is promised (Plain adds a blur of
+            eps / tau, the flow is a reference itself).
+        keeps_mass: its law of mass.
+    """
+
+    make: Callable[[float], tuple[Stepper[Any, Any], GridMeasure | ParticleMeasure]]
+    order: int | None
+    keeps_mass: bool
+
+
+def _smooth_problem(nodes: int = 101) -> tuple[Risk, Grid, GridMeasure]:
+    """d = 1, one datum, mass on one side of the kink: w + a grows, w - a shrinks."""
+    one = torch.ones(1, dtype=torch.float64)
+    grid = Lifted().grid(nodes, 1, radius=2.5)
+    start = GridMeasure.gaussian(grid, torch.tensor([0.9, 0.2], dtype=torch.float64), 0.22)
+    return Risk(one[:, None], one), grid, start
+
+
+def _jko_lifted(
+    nodes: int = 101, **options: Any
+) -> Callable[[float], tuple[Stepper[Any, Any], GridMeasure | ParticleMeasure]]:
+    def make(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+        risk, grid, start = _smooth_problem(nodes)
+        return JKO(risk, grid, tau=tau, **options), start
+
+    return make
+
+
+def _jko_projected(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    way = Projected()
+    X = torch.tensor([[1.0, 0.1], [-0.4, 0.8], [0.2, -0.7]], dtype=torch.float64)
+    grid = way.grid(256, 2)
+    risk = Risk(X, torch.tensor([0.8, -0.4, 0.5], dtype=torch.float64), neurons=way)
+    return JKO(risk, grid, tau=tau), way.uniform(grid, radius=0.7)
+
+
+def _particles(kind: type[GradientDescent | GradientFlow]) -> Callable[[float], tuple[Any, ParticleMeasure]]:
+    def make(tau: float) -> tuple[Any, ParticleMeasure]:
+        risk, _, start = _smooth_problem()
+        return kind(risk, tau), start.to_particles()
+
+    return make
+
+
+STEPPERS: dict[str, StepperCase] = {
+    "jko": StepperCase(_jko_lifted(entropy=Debiased(passes=4)), 1, True),
+    "jko, plain": StepperCase(_jko_lifted(entropy=Plain()), None, True),
+    "jko, scaling": StepperCase(_jko_lifted(31, entropy=Plain(), solver=ScalingSolver(tolerance=1e-8)), None, True),
+    "jko, dual": StepperCase(_jko_lifted(solver=DualSolver(rtol=1e-10)), 1, True),
+    "jko, projected": StepperCase(_jko_projected, 1, False),
+    "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
+    "gradient flow": StepperCase(_particles(GradientFlow), None, True),
 }

@@ -12,12 +12,22 @@ import torch
 import bigjko
 import bigjko_kernels
 from bigjko.losses import Loss
+from bigjko.jko import JKO, Entropy, Scheme, StepSolver
 from bigjko.neurons import Neurons
+from bigjko.stepper import Stepper
+from bigjko.transport import Transport
 from bigjko_kernels import Cost, Factor, Features, GibbsKernel, Grid, Stream
 
-from .registry import COSTS, FACTORS, FEATURES, KERNELS, LOSSES, STREAMS, WAYS
+from .registry import COSTS, FACTORS, FEATURES, KERNELS, LOSSES, STEPPERS, STREAMS, WAYS
 
+BUILT = [case.make(0.1)[0] for case in STEPPERS.values()]
+STEPS = [stepper for stepper in BUILT if isinstance(stepper, JKO)]
 LISTED: dict[type, set[type]] = {
+    Stepper: {type(stepper) for stepper in BUILT},
+    Entropy: {type(jko.entropy) for jko in STEPS},
+    Scheme: {type(jko.scheme) for jko in STEPS},
+    StepSolver: {type(jko.solver) for jko in STEPS},
+    Transport: {type(jko.transport) for jko in STEPS},
     GibbsKernel: {case.kind for case in KERNELS.values()},
     Factor: {type(case.make()) for case in FACTORS.values()},
     Cost: {case.kind for case in COSTS.values()},

@@ -79,7 +79,8 @@ def app() -> "typer.Typer":
         except Stopped as stopped:
             fail(stopped, stopped.code)
         except KeyboardInterrupt:
-            fail(f"interrupted between two flows: those that were complete are saved in {folder}", _INTERRUPTED)
+            kept = f"flows that were complete are saved in {folder}" if folder.exists() else "nothing had been run"
+            fail(f"interrupted between two flows: {kept}", _INTERRUPTED)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise

@@ -83,10 +83,10 @@ def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Number
                 raise
             finally:
                 if one.run.name in found:
-                    _write(folder / "summary.json", _summary({one.run.name: found[one.run.name]}))
+                    _write(folder / "summary.json", _summary({one.run.name: found[one.run.name]}, experiment))
     finally:
         if several:
-            _write(out / "summary.json", _summary(found))
+            _write(out / "summary.json", _summary(found, experiment))
     return found
 
 
@@ -97,8 +97,10 @@ def reload(folder: Path) -> dict[str, Numbers]:
         ConfigError: for a folder without two flows to compare.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    runs = [folder, *inside]
-    whole = [path for path in runs if all((path / f"flow-{kind}.zarr").exists() for kind in ("jko", "gd"))]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a folder of several runs knows their order
+        order = list(json.loads((folder / "summary.json").read_text("utf-8"))["runs"])
+        inside.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
+    whole = [path for path in [folder, *inside] if all((path / f"flow-{k}.zarr").exists() for k in ("jko", "gd"))]
     if not whole:
         raise ConfigError(
             f"received {folder}, which holds no run with both flow-jko.zarr and flow-gd.zarr, need a folder that "
@@ -230,9 +232,9 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _summary(found: dict[str, Numbers]) -> dict[str, Any]:
+def _summary(found: dict[str, Numbers], experiment: Experiment) -> dict[str, Any]:
     whole = {name: run for name, run in found.items() if "output_gap_sup" in run}
-    return {"verdict": verdict(whole) if whole else None, "runs": found, "bigjko": __version__}
+    return {"verdict": verdict(whole) if whole else None, "runs": found, "versions": versions(experiment.device)}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

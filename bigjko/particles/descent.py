@@ -1,6 +1,7 @@
 """Full-batch gradient descent on the neurons."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -60,9 +61,9 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
         outputs = composite.outputs(new.masses)
         return Step(new, ParticleState(outputs), dt, outputs, composite.value(new.masses, outputs), stats)
 
+    @abstractmethod
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
         """Positions after dt, and what to record."""
-        raise NotImplementedError
 
 
 def check_tau(tau: float) -> None:

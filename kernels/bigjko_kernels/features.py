@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
-from pykeops.torch import LazyTensor
 from torch import Tensor
 
 from .errors import GridError
+from .keops import LazyTensor
 
 _TILE = 1 << 18  # entries of one tile of directions x data: 2 MiB in float64, or an array of N where that is larger
 

@@ -1,13 +1,13 @@
 """The kernel for costs that do not separate: KeOps reductions, sheet by sheet, nothing stored."""
 
 import torch
-from pykeops.torch import LazyTensor
 from torch import Tensor
 
 from .costs import Cost, geodesic
 from .factors import Sheets
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
+from .keops import LazyTensor
 
 _KEOPS_ZERO = -1e30  # one -inf at KeOps' first node makes a row NaN, so it is handed a finite log-zero
 

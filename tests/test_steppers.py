@@ -1,0 +1,82 @@
+"""What every stepper owes: its order, its law of mass, a falling risk, purity, and steps that resume from their state."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import bigjko as bj
+
+from .registry import STEPPERS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning"),  # small grids: what is tested is the step
+    pytest.mark.filterwarnings("ignore::bigjko.BoundaryMassWarning"),
+]
+
+
+def masses(measure: bj.GridMeasure | bj.ParticleMeasure) -> Tensor:
+    return measure.masses.reshape(-1)
+
+
+@pytest.mark.parametrize("name", [name for name, case in STEPPERS.items() if case.order is not None])
+def test_the_output_error_has_the_order_that_is_promised(name: str) -> None:
+    """Against particle descent with steps 20 times finer, whose own error falls alike: slopes within .15 of the order."""
+    case = STEPPERS[name]
+    errors = []
+    for tau in (0.1, 0.05, 0.025):
+        stepper, start = case.make(tau)
+        flow = bj.evolve(stepper, start, 0.5)
+        neurons = stepper.neurons
+        assert neurons is not None
+        particles = neurons.particles(start) if isinstance(start, bj.GridMeasure) else start
+        assert isinstance(stepper.energy, bj.Risk)
+        fine = bj.evolve(bj.GradientDescent(stepper.energy, tau=tau / 20), particles, 0.5, record=20)
+        errors.append(float((flow.outputs - fine.outputs).abs().max()))
+    slopes = [math.log2(errors[k] / errors[k + 1]) for k in range(2)]
+    assert case.order is not None
+    assert all(abs(slope - case.order) <= 0.15 for slope in slopes), (errors, slopes)
+
+
+@pytest.mark.parametrize("name", STEPPERS)
+def test_mass_follows_its_law_and_the_risk_falls(name: str) -> None:
+    """Kept to 1e-12 a step, or grown; never negative. Plain steps may blur the risk upwards near its minimum only."""
+    case = STEPPERS[name]
+    stepper, start = case.make(0.1)
+    flow = bj.evolve(stepper, start, 0.5)
+    if case.keeps_mass:
+        # The scaling iteration ends with masses that are right to its tolerance, not to rounding.
+        tolerance = 1e-6 if name == "jko, scaling" else 1e-12
+        assert float((flow.masses.diff() / flow.masses[0]).abs().max()) <= tolerance
+    else:
+        assert float((flow.masses / flow.masses[0] - 1).abs().max()) > 1e-3
+    assert bool((masses(flow.final) >= 0).all())
+    assert bool((flow.risks.diff() < 0).all())
+
+
+@pytest.mark.parametrize("name", STEPPERS)
+def test_a_step_is_pure_and_resumes_from_its_state(name: str) -> None:
+    """The same measure and state give the same step, bit by bit; and a flow is nothing but its steps."""
+    stepper, start = STEPPERS[name].make(0.1)
+    before = masses(start).clone()
+    state = stepper.init(start)
+    first, again = stepper.step(start, state, 0.1), stepper.step(start, state, 0.1)
+    assert torch.equal(masses(first.measure), masses(again.measure))
+    assert torch.equal(first.outputs, again.outputs)
+    assert torch.equal(masses(start), before)
+    second = stepper.step(first.measure, first.state, 0.1)
+    flow = bj.evolve(stepper, start, 0.2)
+    assert torch.equal(flow.outputs[1:], torch.stack([first.outputs, second.outputs]))
+    assert set(first.stats) == set(second.stats)
+
+
+@pytest.mark.parametrize("name", STEPPERS)
+def test_what_a_step_reports_is_what_its_measure_gives(name: str) -> None:
+    """Outputs and risk of the step are those of the measure, to the rounding of sums."""
+    stepper, start = STEPPERS[name].make(0.1)
+    step = stepper.step(start, stepper.init(start), 0.07)
+    assert isinstance(stepper.energy, bj.Risk)
+    assert step.dt == 0.07
+    assert torch.allclose(step.outputs, stepper.energy.outputs(step.measure), rtol=1e-12, atol=1e-12)
+    assert float(step.risk) == pytest.approx(float(stepper.energy.value(step.measure)), rel=1e-12)
