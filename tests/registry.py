@@ -359,7 +359,7 @@ WAYS: dict[str, WayCase] = {
     "projected": WayCase(Projected, (2, 3), 32, 1024, written_directions, _balanced_network, False, math.sqrt(2)),
 }
 
-# -------------------------------------------------------------------------------------------------------------- steppers
+# ------------------------------------------------------------------------------------------------------------- steppers
 
 
 @dataclass(frozen=True)

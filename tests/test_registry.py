@@ -11,8 +11,8 @@ import torch
 
 import bigjko
 import bigjko_kernels
-from bigjko.losses import Loss
 from bigjko.jko import JKO, Entropy, Scheme, StepSolver
+from bigjko.losses import Loss
 from bigjko.neurons import Neurons
 from bigjko.stepper import Stepper
 from bigjko.transport import Transport

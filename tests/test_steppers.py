@@ -1,4 +1,4 @@
-"""What every stepper owes: its order, its law of mass, a falling risk, purity, and steps that resume from their state."""
+"""What every stepper owes: its order, its law of mass, a falling risk, purity, and resuming from its state."""
 
 import math
 
@@ -22,7 +22,7 @@ def masses(measure: bj.GridMeasure | bj.ParticleMeasure) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name, case in STEPPERS.items() if case.order is not None])
 def test_the_output_error_has_the_order_that_is_promised(name: str) -> None:
-    """Against particle descent with steps 20 times finer, whose own error falls alike: slopes within .15 of the order."""
+    """Against particle descent with steps 20 times finer, whose own error falls alike: slopes within .15."""
     case = STEPPERS[name]
     errors = []
     for tau in (0.1, 0.05, 0.025):
