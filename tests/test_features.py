@@ -214,7 +214,7 @@ def check_written(features: Ridge | Sum, written: Written, p: Tensor, z: Tensor,
     ("kind", "nodes"),
     # A second size for Keops would show nothing more, and take seconds.
     [(Tiled, (40, 40, 40)), (Tiled, (90, 90, 90)), (Keops, (40, 40, 40))],
-    ids=["tiled, N < 2^18", "tiled, N > 2^18", "keops"],
+    ids=["tiled, N < 2^17", "tiled, N > 2^17", "keops"],
 )
 def test_ridge_holds_one_tile_at_a_time(kind: type[Stream], nodes: tuple[int, int, int]) -> None:
     side, _, rest = nodes
@@ -224,10 +224,10 @@ def test_ridge_holds_one_tile_at_a_time(kind: type[Stream], nodes: tuple[int, in
     ridge = Ridge(kind(W, X), nodes, (0, 1), a, a**2, torch.ones(1, 1, 1, dtype=torch.float64))
     p, z = torch.rand(nodes, dtype=torch.float64), torch.randn(442, dtype=torch.float64)
     size = math.prod(nodes)
-    assert 442 * side**2 > max(size, 1 << 18)  # all activations at once would be seen
+    assert 442 * side**2 > max(size, 1 << 17)  # all activations at once would be seen
     with Largest() as largest:
         ridge.outputs(p)
         ridge.potential(z)
         ridge.gram(p)
         ridge.slope2(z)
-    assert largest.entries <= max(size, 1 << 18)
+    assert largest.entries <= max(size, 1 << 17)
