@@ -24,7 +24,7 @@ def evolve(
     start: M,
     t_end: float,
     *,
-    save_at: Sequence[float] = (),
+    save_at: Iterable[float] = (),
     record: int = 1,
     callbacks: Iterable[Callback] = (),
     progress: Callback | None = None,
@@ -49,6 +49,7 @@ def evolve(
         FlowInterrupted: on Ctrl-C; it carries the flow so far.
         StepError: for times that are not usable.
     """
+    save_at = [float(t) for t in save_at]  # arrays, tensors and generators alike
     targets = _targets(t_end, save_at)
     if record < 1:
         raise StepError(f"received record = {record}, need at least 1")
@@ -65,8 +66,8 @@ def evolve(
             status = step.status
             if status is not Status.ok:
                 break
-            measure, state, steps = step.measure, step.state, steps + 1
-            time = until if step.dt >= until - time else time + step.dt
+            reached = until if step.dt >= until - time else time + step.dt
+            measure, state, time, steps = step.measure, step.state, reached, steps + 1  # at once: Ctrl-C comes any time
             ended = time >= t_end
             if steps % record == 0 or ended:
                 tape.record(time, step)
@@ -104,13 +105,9 @@ class _Tape:
 
     name: str
     neurons: Neurons | None
-    times: list[float] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    risks: list[Tensor] = field(default_factory=list)
-    masses: list[Tensor] = field(default_factory=list)
-    stats: list[dict[str, float]] = field(default_factory=list)
-    saved_times: list[float] = field(default_factory=list)
-    measures: list[GridMeasure | ParticleMeasure] = field(default_factory=list)
+    # One append a row: Ctrl-C between two lists would leave them of different lengths.
+    rows: list[tuple[float, Tensor, Tensor, Tensor, dict[str, float]]] = field(default_factory=list)
+    saved: list[tuple[float, GridMeasure | ParticleMeasure]] = field(default_factory=list)
 
     def begin(self, start: M, stepper: Stepper[M, Any], keep: bool) -> None:
         nodes = start.grid if isinstance(start, GridMeasure) else start
@@ -124,30 +121,26 @@ class _Tape:
         self._append(time, step.outputs, step.risk, step.measure.mass, step.stats)
 
     def save(self, time: float, measure: GridMeasure | ParticleMeasure) -> None:
-        self.saved_times.append(time)
-        self.measures.append(measure)
+        self.saved.append((time, measure))
 
     def _append(self, time: float, outputs: Tensor, risk: Tensor, mass: Tensor, stats: dict[str, float]) -> None:
-        self.times.append(time)
-        self.outputs.append(outputs.detach())
-        self.risks.append(risk.detach())
-        self.masses.append(mass.detach())
-        self.stats.append(stats)
+        self.rows.append((time, outputs.detach(), risk.detach(), mass.detach(), stats))
 
     def flow(self, status: Status, time: float, measure: GridMeasure | ParticleMeasure) -> Flow:
         """The flow so far; one that ended early keeps the measure it had reached."""
-        if status is not Status.ok and (not self.saved_times or self.saved_times[-1] < time):
+        if status is not Status.ok and (not self.saved or self.saved[-1][0] < time):
             self.save(time, measure)
-        names = sorted({name for stats in self.stats for name in stats})
+        times, outputs, risks, masses, stats = zip(*self.rows, strict=True)
+        names = sorted({name for row in stats for name in row})
         return Flow(
             self.name,
             self.neurons,
-            torch.tensor(self.times, dtype=torch.float64),
-            torch.stack(self.outputs).cpu(),
-            torch.stack(self.risks).double().cpu(),
-            torch.stack(self.masses).cpu(),
-            {k: torch.tensor([s.get(k, math.nan) for s in self.stats], dtype=torch.float64) for k in names},
+            torch.tensor(times, dtype=torch.float64),
+            torch.stack(outputs).cpu(),
+            torch.stack(risks).double().cpu(),
+            torch.stack(masses).cpu(),
+            {k: torch.tensor([row.get(k, math.nan) for row in stats], dtype=torch.float64) for k in names},
             status,
-            torch.tensor(self.saved_times, dtype=torch.float64),
-            tuple(self.measures),
+            torch.tensor([t for t, _ in self.saved], dtype=torch.float64),
+            tuple(m for _, m in self.saved),
         )

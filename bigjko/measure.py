@@ -200,8 +200,8 @@ class ParticleMeasure:
     @classmethod
     def from_network(cls, W: Float[Tensor, "m d"], a: Float[Tensor, " m"]) -> "ParticleMeasure":
         """The network (1/m) sum_i relu(w_i . x) a_i: every neuron has mass 1/m."""
-        if W.ndim != 2 or a.shape != W.shape[:1]:
-            raise MeasureError(f"received W {tuple(W.shape)} and a {tuple(a.shape)}, need (m, d) and (m,)")
+        if W.ndim != 2 or a.shape != W.shape[:1] or not a.numel():
+            raise MeasureError(f"received W {tuple(W.shape)} and a {tuple(a.shape)}, need (m, d) and (m,), m >= 1")
         if W.dtype != a.dtype or W.device != a.device:
             raise MeasureError(f"received W in {W.dtype} on {W.device} and a in {a.dtype} on {a.device}, need the same")
         positions = torch.cat([W, a[:, None]], dim=1)

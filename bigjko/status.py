@@ -14,6 +14,9 @@ class Status(Enum):
     scaling_stalled = (
         "the scaling iteration ran out of iterations: use the DualSolver, a larger epsilon, or raise max_iterations"
     )
+    flow_stalled = (
+        "the gradient flow's own solver can no longer advance: loosen its rtol and atol, or check the scale of the data"
+    )
     infeasible = "no feasible dual point was found for the growing mass: take a smaller tau"
     not_finite = "the step produced values that are not finite: take a smaller tau, or check the scale of the data"
 

@@ -115,9 +115,10 @@ class WassersteinFisherRao(Transport):
         # One scale on both sides: exp(2 scale) sum_k K_ik w_k = 1, exactly on a uniform circle. Rows of a Fibonacci
         # sphere differ by a few percent at epsilon = .75 h^2, so they are balanced by a short symmetric Sinkhorn.
         scale = torch.zeros_like(weights)
+        rounding = 4 * torch.finfo(weights.dtype).eps * max(1.0, float(weights.abs().max()))
         for _ in range(_BALANCING):
             last, scale = scale, (scale - kernel.log_apply(scale + weights)) / 2
-            if float((scale - last).abs().max()) <= _BALANCED:
+            if float((scale - last).abs().max()) <= max(_BALANCED, rounding):
                 break
         self.scale = scale + weights
 

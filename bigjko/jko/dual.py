@@ -17,7 +17,7 @@ from torch import Tensor
 from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
-from .problem import Solution, StepProblem, StepSolver
+from .problem import Solution, StepProblem, StepSolver, relative_residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,8 @@ class DualSolver(StepSolver):
             the dtype cannot reach it (float32), rounding of the log masses takes its place.
         max_evaluations: per pass.
 
-    Cost: 3 to 16 evaluations a pass, two kernel applications each, whatever eps and h; one n x n factorisation each.
+    Cost: 3 to 16 evaluations a pass, two kernel applications each, whatever eps and h, while tau max|G| <= 1/2, where
+    G = sum_j z_j 1{w.x_j > 0} x_j; up to 71 far beyond. One n x n factorisation each.
     """
 
     rtol: float = 1e-8
@@ -89,8 +90,8 @@ class DualSolver(StepSolver):
         evaluations, B, pairs = 1, curvature, list[tuple[Tensor, Tensor]]()
         refresh = energy.features.gram_work <= _CHEAP * point.log_p.numel()
         while True:
-            residual, tolerance = _residual(problem, point), self._tolerance(problem, point)
-            if not math.isfinite(residual):
+            residual, tolerance = relative_residual(energy, point.z, point.outputs), self._tolerance(problem, point)
+            if not (math.isfinite(residual) and math.isfinite(point.value)):
                 status = Status.not_finite
                 break
             if residual <= tolerance:
@@ -118,14 +119,18 @@ class DualSolver(StepSolver):
         return Solution(point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status)
 
     def _tolerance(self, problem: StepProblem, point: _Point) -> float:
-        """rtol, or what rounding makes of p: 4 ulp of the largest exponents at nodes that carry mass."""
+        """rtol, or what rounding makes of p."""
+        return max(self.rtol, self._rounding(problem, point))
+
+    def _rounding(self, problem: StepProblem, point: _Point) -> float:
+        """4 ulp of the largest exponents at nodes that carry mass; 0 where that cannot reach rtol."""
         ulp = torch.finfo(point.log_p.dtype).eps
         if self.rtol >= _FAR * ulp:
-            return self.rtol
+            return 0.0
         light = torch.minimum(point.log_p, problem.log_q) < problem.log_q.max() - _LIGHT
         slope = (problem.d - problem.tau * problem.energy.at(point.z)) / problem.transport.epsilon
         exponents = slope.abs() + point.log_p.abs()
-        return max(self.rtol, 4 * ulp * float(exponents.masked_fill(light, 0.0).max()))
+        return 4 * ulp * float(exponents.masked_fill(light, 0.0).max())
 
     def _search(self, problem: StepProblem, point: _Point, direction: Tensor, budget: int) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
@@ -133,6 +138,7 @@ class DualSolver(StepSolver):
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
         alpha, box = 1.0, problem.energy.loss.dual_box(problem.energy.targets)
+        rounding = self._rounding(problem, point)
         for spent in range(1, budget + 1):
             z = inside(point.z + alpha * direction, box, point.z)
             found = _evaluate(problem, z)
@@ -141,7 +147,7 @@ class DualSolver(StepSolver):
                 continue
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
-            noise = _NOISE * (1 + abs(point.value))
+            noise = max(_NOISE, rounding) * (1 + abs(point.value))
             if first <= 0:
                 return None, spent
             if last >= -first / 2 and found.value >= point.value - noise:
@@ -192,14 +198,6 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
     return B + torch.outer(change, change) / (move @ change)
 
 
-def _residual(problem: StepProblem, point: _Point) -> float:
-    loss, y = problem.energy.loss, problem.energy.targets
-    if y.numel() == 0:
-        return 0.0 if math.isfinite(point.value) else math.nan
-    scale = torch.maximum(point.z.abs().max(), loss.gradient(torch.zeros_like(y), y).abs().max())
-    return float((point.z - loss.gradient(point.outputs, y)).abs().max() / scale.clamp(min=1e-300))
-
-
 def _gap(problem: StepProblem, point: _Point) -> float:
     loss, y = problem.energy.loss, problem.energy.targets
     u, z = point.outputs, point.z
@@ -214,7 +212,7 @@ def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
 _HALVINGS = 40
 _ROUNDING = 1e-14  # share of the dual box that no step may enter: there g* is infinite in floating point
 _WALL = 1e-6  # share of the dual box kept free of the start: g* is infinite in slope on the wall
-_NOISE = 1e-9  # a drop of D below this share of |D| may be rounding in float32 kernels
+_NOISE = 1e-9  # a drop of D below this share of 1 + |D| may be rounding; in float32 that of the exponents is larger
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
 _FAR = 1e6  # ulps: where |log p| stays below 1e5 no rounding reaches a tolerance of more than this

@@ -89,10 +89,11 @@ class Debiased(Entropy):
     def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
         """The d that fits q, iterated to rounding."""
         d, last = transport.neutral(), math.inf
+        nearly = max(_NEARLY, 32 * torch.finfo(log_q.dtype).eps)
         for _ in range(_FITTING):
             refit = self.refit(transport, d, log_q)
             # Rounding in log q ends the descent above a tolerance that forgets it: stop where it no longer falls.
-            if refit.misfit <= _FITTED or (refit.misfit <= _NEARLY and refit.misfit > last / 2):
+            if refit.misfit <= _FITTED or (refit.misfit <= nearly and refit.misfit > last / 2):
                 break
             d, last = refit.d, refit.misfit
         return d
@@ -118,7 +119,7 @@ class Debiased(Entropy):
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly
 _DEPTH = 100.0  # log d is kept within this of its largest value: exp(-100) = 4e-44
 _FITTED = 1e-13  # misfit that is rounding in float64
-_NEARLY = 1e-9  # from here a descent that stops falling is rounding
+_NEARLY = 1e-9  # from here, or from 32 ulp (float32), a descent that stops falling is rounding
 
 
 def smallest_epsilon(grid: Grid) -> float:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +22,6 @@ class StepProblem:
         log_q: the current measure.
         d: the debiasing potential.
         tau: the time step.
-        gram: (n, n) NTK of q, the curvature that F's dual borrows from the transport.
     """
 
     transport: Transport
@@ -29,7 +29,6 @@ class StepProblem:
     log_q: Float[Tensor, "*grid"]
     d: Float[Tensor, "*grid"]
     tau: float
-    gram: Float[Tensor, "n n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +54,15 @@ class Solution:
     residual: float
     gap: float
     status: Status
+
+
+def relative_residual(energy: Composite, z: Float[Tensor, " n"], outputs: Float[Tensor, " n"]) -> float:
+    """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
+    loss, y = energy.loss, energy.targets
+    if y.numel() == 0:
+        return 0.0
+    scale = torch.maximum(z.abs().max(), loss.gradient(torch.zeros_like(y), y).abs().max())
+    return float((z - loss.gradient(outputs, y)).abs().max() / scale.clamp(min=1e-300))
 
 
 class StepSolver(ABC):

@@ -13,7 +13,7 @@ from ..errors import StepError
 from ..status import Status
 from ..transport import Balanced
 from .dual import inside
-from .problem import Solution, StepProblem, StepSolver
+from .problem import Solution, StepProblem, StepSolver, relative_residual
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ScalingSolver(StepSolver):
                 status = Status.ok
                 break
         outputs, y = energy.outputs(log_p.exp()), energy.targets
-        residual = float((z - energy.loss.gradient(outputs, y)).abs().max()) if y.numel() else 0.0
+        residual = relative_residual(energy, z, outputs)
         gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
         return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
 
@@ -89,7 +89,7 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
         if y.numel() == 0 or float(gradient.abs().max()) <= _PROX * (1 + float(y.abs().max())):
             break
         p = log_p.exp()
-        columns = [energy.outputs(p * energy.features.potential(e.to(p.dtype))) for e in torch.eye(len(y)).double()]
+        columns = [energy.outputs(p * energy.features.potential(e.to(p.dtype))) for e in torch.eye(len(y)).to(y)]
         hessian = torch.diag(loss.conjugate_curvature(z, y)) + tau / eps * torch.stack(columns)
         direction, alpha = torch.linalg.solve(hessian, gradient), 1.0
         while alpha > 1e-8:

@@ -127,13 +127,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
         log_q, q = measure.log_masses, measure.masses
         transport = self.transport.fitted(log_q)
         energy = self.scheme.model(self.composite, q, dt)
-        gram = energy.features.gram(q)
-        d, curvature = state.d, dt * gram
+        d, curvature = state.d, dt * energy.features.gram(q)
         z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
         evaluations, passes, status = 0, 0, Status.ok
         residual, gap_z = 0.0, 0.0
         for _ in range(self.entropy.passes):
-            solution = self.solver.solve(StepProblem(transport, energy, log_q, d, dt, gram), z, curvature)
+            solution = self.solver.solve(StepProblem(transport, energy, log_q, d, dt), z, curvature)
             z, curvature = solution.z, solution.curvature
             residual, gap_z = max(residual, solution.residual), max(gap_z, solution.gap)
             refit = self.entropy.refit(transport, d, solution.log_p)
@@ -148,6 +147,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, solution.outputs, measure.mass * math.nan, {}, status)
         new = GridMeasure(self.grid, solution.log_p)
+        if not float(new.mass) > 0:  # it shrank below the smallest number
+            return Step(measure, state, dt, solution.outputs, measure.mass * math.nan, {}, Status.not_finite)
         change = float(new.mass / measure.mass) - 1
         stats = {
             "evaluations": float(evaluations),

@@ -97,12 +97,12 @@ class Projected(Neurons):
         Raises:
             MeasureError: for a network that is not balanced, or a neuron of zero weight.
         """
+        network = ParticleMeasure.from_network(W, a)
         self.check(grid, W.shape[1])
         if W.dtype != grid.dtype or W.device != grid.device:
             raise GridError(f"received W in {W.dtype} on {W.device}, need the grid's {grid.dtype} on {grid.device}")
         if not (width > 0 and math.isfinite(width)):
             raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
-        network = ParticleMeasure.from_network(W, a)
         sheets = self.clouds(network if masses is None else ParticleMeasure(network.positions, masses))
         norm = W.norm(dim=1)
         uneven = float(((norm - a.abs()).abs() / torch.maximum(norm, a.abs())).max())

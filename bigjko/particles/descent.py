@@ -37,6 +37,9 @@ def velocity(risk: Risk, particles: ParticleMeasure, outputs: Float[Tensor, " n"
     return -(down + 2 * risk.weight_decay * particles.positions)
 
 
+Move = tuple[Tensor, dict[str, float], Status]
+
+
 class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
     """What the particle steppers share: they start and finish a step alike, and move in between."""
 
@@ -48,22 +51,25 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
             raise StepError(
                 f"received a {type(measure).__name__}, need a ParticleMeasure: use neurons.particles(measure)"
             )
+        if not isinstance(self.energy, Risk):
+            raise StepError(f"received a {type(self.energy).__name__}, need a Risk: particles are neurons; use JKO")
         return ParticleState(self.energy.on(measure).outputs(measure.masses))
 
     def step(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Step[ParticleMeasure, ParticleState]:
         """One step of physical time dt."""
-        positions, stats = self._move(measure, state, dt)
-        if not bool(torch.isfinite(positions).all()):
-            nothing = measure.mass * math.nan
-            return Step(measure, state, dt, state.outputs, nothing, stats, Status.not_finite)
+        positions, stats, status = self._move(measure, state, dt)
+        if status is Status.ok and not bool(torch.isfinite(positions).all()):
+            status = Status.not_finite
+        if status is not Status.ok:
+            return Step(measure, state, dt, state.outputs, measure.mass * math.nan, stats, status)
         new = ParticleMeasure(positions, measure.masses)
         composite: Composite = self.energy.on(new)
         outputs = composite.outputs(new.masses)
         return Step(new, ParticleState(outputs), dt, outputs, composite.value(new.masses, outputs), stats)
 
     @abstractmethod
-    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
-        """Positions after dt, and what to record."""
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
+        """Positions after dt, what to record, and how it went."""
 
 
 def check_tau(tau: float) -> None:
@@ -87,6 +93,6 @@ class GradientDescent(ParticleStepper):
     def __post_init__(self) -> None:
         check_tau(self.tau)
 
-    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         speed = velocity(self.energy, measure, state.outputs)
-        return measure.positions + dt * speed, {"speed": float(speed.norm(dim=1).max())}
+        return measure.positions + dt * speed, {"speed": float(speed.norm(dim=1).max())}, Status.ok

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import StepError
+from ..errors import MeasureError, StepError
 from ..measure import ParticleMeasure
 from ..optional import need
 from ..risk import Risk
-from .descent import ParticleState, ParticleStepper, check_tau, velocity
+from ..status import Status
+from .descent import Move, ParticleState, ParticleStepper, check_tau, velocity
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class GradientFlow(ParticleStepper):
         if not (self.rtol > 0 and self.atol > 0):
             raise StepError(f"received rtol = {self.rtol} and atol = {self.atol}, need both positive")
 
-    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> tuple[Tensor, dict[str, float]]:
+    def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         odeint: Callable[..., Tensor] = need("torchdiffeq", "GradientFlow").odeint
         calls = 0
 
@@ -48,5 +49,8 @@ class GradientFlow(ParticleStepper):
             return velocity(self.energy, ParticleMeasure(positions, measure.masses))
 
         times = torch.tensor([0.0, dt], dtype=torch.float64, device=measure.positions.device)
-        path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        return path[-1], {"evaluations": float(calls)}
+        try:
+            path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        except (AssertionError, MeasureError):  # torchdiffeq asserts that its step is not lost in t; NaN is no measure
+            return measure.positions, {"evaluations": float(calls)}, Status.flow_stalled
+        return path[-1], {"evaluations": float(calls)}, Status.ok
