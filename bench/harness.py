@@ -107,8 +107,8 @@ def header() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     found = []
     for name in ("bigjko", "torch", "pykeops", "geomloss", "ott-jax", "jax", "numpy"):

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from harness import Contender, Table, header, measure
 from torch import Tensor
 
 import bigjko as bj
-from bigjko_kernels import Dense, Grid, Keops, Lazy, Line, Separable, Tiled
+from bigjko_kernels import Grid, Keops, Separable, Tiled
 
 D = torch.float64
 
@@ -57,34 +58,35 @@ def ott_kernel(grid: Grid, epsilon: float, b: Tensor, log_mode: bool) -> Callabl
 
 def kernels() -> list[Table]:
     """One application of the log kernel against its floor and its peers."""
-    tables = []
-    for shape in ((128, 128, 128), (1024, 1024)):
-        for dtype in (torch.float64, torch.float32):
-            grid = Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
-            h = grid.spacing
-            epsilon = 0.75 * h * h
-            b = (-h * potential(grid) / epsilon).contiguous()  # tau = h: a displacement of nodes, whatever the grid
-            kernel = Separable(grid, epsilon)
-            truth = Separable(grid.to(dtype=D), epsilon).log_apply(b.double())
+    shapes = ((128, 128, 128), (1024, 1024))
+    return [_kernels(shape, dtype) for shape in shapes for dtype in (torch.float64, torch.float32)]
 
-            def error(out: object, truth: Tensor = truth) -> float:
-                assert isinstance(out, Tensor)
-                return float(((out.double() - truth).abs() / (1 + truth.abs())).max())
 
-            contenders = [
-                Contender("one torch.exp pass", lambda b=b: torch.exp(b), repeats=9),
-                Contender("one copy", lambda b=b: b.clone(), repeats=9),
-                Contender("bigjko Separable", lambda k=kernel, b=b: k.log_apply(b), error, repeats=9),
-                Contender("plain torch log-sum-exp an axis", lambda: per_axis(grid, epsilon, b), error, repeats=1),
-            ]
-            for name, log_mode, repeats in (("OTT scaling mode (no log domain)", False, 5), ("OTT log mode", True, 1)):
-                try:
-                    contenders.append(Contender(name, ott_kernel(grid, epsilon, b, log_mode), repeats=repeats))
-                except ImportError:
-                    contenders.append(Contender(name, _missing))
-            name = f"log kernel, {' x '.join(map(str, shape))}, {str(dtype)[6:]}, epsilon = .75 h^2, tau = h"
-            tables.append(measure(name, "one torch.exp pass", contenders))
-    return tables
+def _kernels(shape: tuple[int, ...], dtype: torch.dtype) -> Table:
+    grid = Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
+    h = grid.spacing
+    epsilon = 0.75 * h * h
+    b = (-h * potential(grid) / epsilon).contiguous()  # tau = h: a displacement of nodes, whatever the grid
+    kernel = Separable(grid, epsilon)
+    truth = Separable(grid.to(dtype=D), epsilon).log_apply(b.double())
+
+    def error(out: object) -> float:
+        assert isinstance(out, Tensor)
+        return float(((out.double() - truth).abs() / (1 + truth.abs())).max())
+
+    contenders = [
+        Contender("one torch.exp pass", lambda: torch.exp(b), repeats=9),
+        Contender("one copy", lambda: b.clone(), repeats=9),
+        Contender("bigjko Separable", lambda: kernel.log_apply(b), error, repeats=9),
+        Contender("plain torch log-sum-exp an axis", lambda: per_axis(grid, epsilon, b), error, repeats=1),
+    ]
+    for name, log_mode, repeats in (("OTT scaling mode (no log domain)", False, 5), ("OTT log mode", True, 1)):
+        try:
+            contenders.append(Contender(name, ott_kernel(grid, epsilon, b, log_mode), repeats=repeats))
+        except ImportError:
+            contenders.append(Contender(name, _missing))
+    name = f"log kernel, {' x '.join(map(str, shape))}, {str(dtype)[6:]}, epsilon = .75 h^2, tau = h"
+    return measure(name, "one torch.exp pass", contenders)
 
 
 def _missing() -> object:
@@ -103,9 +105,7 @@ def growth() -> list[Table]:
             kernel = Separable(grid, 0.75 * h * h)
             contenders.append(Contender(f"{n}^{dim}", lambda k=kernel, b=b: k.log_apply(b)))
         table = measure(f"log kernel against N, {dim}-D, float64", f"{sizes[0]}^{dim}", contenders)
-        exponent = torch.tensor([row.median for row in table.rows]).log()
-        nodes = torch.tensor([float(n) ** dim for n in sizes]).log()
-        slope = float(((nodes - nodes.mean()) * (exponent - exponent.mean())).sum() / ((nodes - nodes.mean()) ** 2).sum())
+        slope, _ = np.polyfit([dim * np.log(n) for n in sizes], [np.log(row.median) for row in table.rows], 1)
         table.title += f": time grows like N^{slope:.2f}"
         tables.append(table)
     return tables
@@ -180,14 +180,19 @@ def particles() -> list[Table]:
         )
         p = torch.full((m,), 1 / m, dtype=D)
         plain = ((W @ X.T).relu() * a[:, None]).mean(0)
+
+        def off(u: object, plain: Tensor = plain) -> float:
+            assert isinstance(u, Tensor)
+            return float((u - plain).abs().max())
+
         tables.append(
             measure(
                 f"outputs of {m:,} particles, n = 100, d = 2",
                 "bigjko Tiled",
                 [
-                    Contender("bigjko Tiled", lambda W=W, v=p * a: Tiled(W, X).outputs(v), lambda u, t=plain: float((u - t).abs().max())),
-                    Contender("bigjko Keops", lambda W=W, v=p * a: Keops(W, X).outputs(v), lambda u, t=plain: float((u - t).abs().max())),
-                    Contender("plain torch", lambda W=W, v=p * a: v @ (W @ X.T).relu(), lambda u, t=plain: float((u - t).abs().max())),
+                    Contender("bigjko Tiled", lambda W=W, v=p * a: Tiled(W, X).outputs(v), off),
+                    Contender("bigjko Keops", lambda W=W, v=p * a: Keops(W, X).outputs(v), off),
+                    Contender("plain torch", lambda W=W, v=p * a: v @ (W @ X.T).relu(), off),
                 ],
             )
         )
@@ -209,7 +214,7 @@ def main() -> None:
     parts = ["# Results", "", header(), ""]
     for name in chosen:
         for table in SECTIONS[name]():
-            print(table.markdown())
+            print(table.markdown(), flush=True)
             parts.append(table.markdown())
     if not sys.argv[1:]:
         (Path(__file__).parent / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
