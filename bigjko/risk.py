@@ -40,6 +40,10 @@ class Risk:
 
     def __post_init__(self) -> None:
         X, y = self.X, self.y
+        if not (isinstance(X, Tensor) and isinstance(y, Tensor)):
+            raise RiskError(
+                f"received X as {type(X).__name__} and y as {type(y).__name__}, need tensors: use torch.as_tensor"
+            )
         if X.ndim != 2 or y.shape != X.shape[:1] or X.shape[0] == 0:
             raise RiskError(f"received X {tuple(X.shape)} and y {tuple(y.shape)}, need (n, d) and (n,) with n >= 1")
         if not (X.is_floating_point() and y.is_floating_point()):

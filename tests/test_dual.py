@@ -191,3 +191,43 @@ def test_the_two_certificates_bound_what_a_debiased_step_misses(passes: int) -> 
     missed = energy(p) - energy(stepped(400)[0])
     assert missed <= stats["gap_z"] + stats["gap_d"]
     assert missed >= -1e-6 * tau  # the step of 400 passes is the least to this
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0])
+def test_a_step_whose_mass_has_gone_where_it_can_takes_few_evaluations(std: float) -> None:
+    """tau |G| = 20: all mass sits in one corner and M p no longer answers, so D is the loss's own parabola.
+
+    With the NTK left in the curvature every step was 4% of Newton's: 41 evaluations, or a stall at 100.
+    """
+    X, y = torch.tensor([[0.83]], dtype=torch.float64), torch.tensor([14.0], dtype=torch.float64)
+    risk, grid = bj.Risk(X, y), bj.neurons.Lifted().grid(32, 1)
+    jko = bj.JKO(risk, grid, tau=1.0)
+    start = bj.GridMeasure.gaussian(grid, mean=0.1, std=std)
+    taken = jko.step(start, jko.init(start), 1.0)
+    assert taken.status is bj.Status.ok
+    assert taken.stats["evaluations"] <= 10
+
+
+@pytest.mark.parametrize("nodes", [64, 256])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_float32_flows_of_growing_mass_do_not_stall(nodes: int, scale: float) -> None:
+    """Near the top D falls by its own rounding: 1e-8 of it in float32, which is no reason to stop."""
+    way = bj.neurons.Projected()
+    X = torch.tensor([[-0.5, 1.0], [2.0, 1.0]])
+    risk = bj.Risk(X, scale * torch.tensor([-1.0, 1.0]), neurons=way)
+    grid = way.grid(nodes, 2, dtype=torch.float32)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=0.1), way.uniform(grid, radius=0.5), 2.0)
+    exact, fine = risk.to(dtype=torch.float64), grid.to(dtype=torch.float64)
+    reference = bj.evolve(bj.JKO(exact, fine, tau=0.1), way.uniform(fine, radius=0.5), 2.0)
+    assert float((flow.outputs - reference.outputs).abs().max()) <= 2e-3 * scale
+
+
+def test_a_large_step_from_a_tiny_start_finds_its_way_to_the_wall() -> None:
+    """Growing mass makes D infinite beyond a wall; trials there cost no kernel, and are no evaluations."""
+    way = bj.neurons.Projected()
+    X = torch.tensor([[0.8, 0.5], [-1.2, 0.3]], dtype=torch.float64)
+    risk = bj.Risk(X, torch.tensor([5.0, -4.0], dtype=torch.float64), neurons=way)
+    grid = way.grid(200, 2)
+    start = way.uniform(grid, radius=1e-5)
+    jko = bj.JKO(risk, grid, tau=0.2)
+    assert jko.step(start, jko.init(start), 0.2).status is bj.Status.ok

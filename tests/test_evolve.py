@@ -200,3 +200,19 @@ def test_everything_runs_in_float32_without_changing_dtype() -> None:
             outputs[dtype] = flow.outputs
         # An ulp of the potentials (|b| < 300 here) is a relative mass error of 2e-5 (mathematics.md 4).
         assert float((outputs[torch.float32] - outputs[D]).abs().max()) <= 1e-4
+
+
+def test_save_at_takes_any_iterable() -> None:
+    """A generator is read once, an array has no truth value: neither loses a measure."""
+    jko, start = toy()
+    for times in ((t for t in (0.1, 0.2)), torch.tensor([0.1, 0.2], dtype=D).numpy()):
+        assert bj.evolve(jko, start, 0.3, save_at=times).saved_times.tolist() == [0.1, 0.2]
+
+
+def test_a_gradient_flow_that_cannot_advance_ends_with_a_status() -> None:
+    """torchdiffeq asserts; the flow so far is kept all the same."""
+    risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.full((1,), 1e200, dtype=D))
+    start = bj.ParticleMeasure.from_network(torch.ones(2, 1, dtype=D), torch.ones(2, dtype=D))
+    flow = bj.evolve(bj.GradientFlow(risk, tau=0.1), start, 0.2, throw=False)
+    assert flow.status is bj.Status.flow_stalled
+    assert flow.measures[-1] is start

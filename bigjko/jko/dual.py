@@ -141,10 +141,11 @@ class DualSolver(StepSolver):
         rounding = self._rounding(problem, point)
         for spent in range(1, budget + 1):
             z = inside(point.z + alpha * direction, box, point.z)
-            found = _evaluate(problem, z)
-            if found is None:
+            while (found := _evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, and no nearer
                 alpha /= 2
-                continue
+                if alpha < _SHORTEST:
+                    return None, spent
+                z = inside(point.z + alpha * direction, box, point.z)
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
             noise = max(_NOISE, rounding) * (1 + abs(point.value))
@@ -188,14 +189,17 @@ def inside(
 
 
 def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
-    """The BFGS update of B for B move = change; skipped where the pair says nothing of a convex function."""
-    if float(move @ change) <= 1e-14 * float(move.norm() * change.norm()):
-        return B
+    """The BFGS update of B for B move = change; where M p has not answered at all, B loses its curvature along move.
+
+    That happens once all mass has gone where it can: with an NTK left in B, a step is a few percent of Newton's.
+    """
     image = B @ move
-    pull = float(move @ image)
+    pull, push = float(move @ image), float(move @ change)
     if pull > 0:
         B = B - torch.outer(image, image) / pull
-    return B + torch.outer(change, change) / (move @ change)
+    if push > 1e-14 * float(move.norm() * change.norm()):
+        B = B + torch.outer(change, change) / push
+    return B
 
 
 def _gap(problem: StepProblem, point: _Point) -> float:

@@ -105,7 +105,7 @@ class Keops(Stream):
         """See Stream."""
         act, _ = self._act()
         scaled = act.relu() * LazyTensor(weights.to(self.X.dtype)[:, None, None].contiguous())
-        out: Tensor = scaled.sum(dim=0).reshape(-1)
+        out: Tensor = scaled.sum(dim=0, dtype_acc="float64").reshape(-1)
         return out.double()
 
     def potential(self, z: Tensor) -> Tensor:
