@@ -20,6 +20,7 @@ from torch import Tensor
 from .costs import Cost, geodesic
 from .errors import KernelError
 from .factors import Circle, Factor
+from .fused import FusedAxis, load
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 
@@ -36,33 +37,42 @@ class Separable(GibbsKernel):
 
     Cost: about 10 exponentials' worth per node and axis, O(N) memory; slopes of b that move mass more than a
     window (16 nodes, doubling to 128 or more) or tear a tile by 600 fall back to n exponentials for those nodes.
+
+    Args:
+        grid: the nodes.
+        epsilon: entropic temperature, in units of the cost.
+        cost: ground cost; half the squared geodesic distance by default.
+        axis: how one axis is done: by default compiled code on the CPU, where there is a compiler, and torch elsewhere.
     """
 
-    def __init__(self, grid: Grid, epsilon: float, cost: Cost | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        epsilon: float,
+        cost: Cost | None = None,
+        axis: "type[FusedAxis | TorchAxis] | None" = None,
+    ) -> None:
         super().__init__(grid, epsilon, geodesic(grid) if cost is None else cost)
         parts = self.cost.per_factor(grid)
         if parts is None:
             raise KernelError(f"received {self.cost!r} on {grid!r}, which is no sum over factors: use kernels.Lazy")
+        if axis is None:
+            axis = FusedAxis if grid.device.type == "cpu" and load() is not None else TorchAxis
         self._axes = [
-            None if part is None or f.size == 1 else _Axis(f, part, epsilon, grid.size)
+            None if part is None or f.size == 1 else axis(f, part, epsilon, grid.size)
             for f, part in zip(grid.factors, parts, strict=True)
         ]
 
     def _log_apply(self, b: Tensor) -> Tensor:
-        out = b.double()  # rounded once, at the end: in between, values can be far larger than the answer
-        for k, axis in enumerate(self._axes):
-            if axis is None:
-                continue
-            n, after = b.shape[k], math.prod(b.shape[k + 1 :])
-            if after == 1:  # the last axis: its lines are laid side by side, so that every product has long rows
-                lines = out.reshape(-1, n).T.contiguous()[None]
-                out = axis(lines)[0].T.reshape(b.shape)
-            else:
-                out = axis(out.reshape(-1, n, after)).reshape(b.shape)
-        return out.to(b.dtype, copy=True).contiguous()
+        axes = [(k, axis) for k, axis in enumerate(self._axes) if axis is not None]
+        out = b
+        for k, axis in axes:  # rounded once, at the end: in between, values can be far larger than the answer
+            dtype = b.dtype if k == axes[-1][0] else torch.float64
+            out = axis(out.reshape(-1, b.shape[k], math.prod(b.shape[k + 1 :])), dtype).reshape(b.shape)
+        return out if axes else b.clone(memory_format=torch.contiguous_format)
 
 
-class _Axis:
+class TorchAxis:
     """The kernel along one factor, on values of shape (before, n, after)."""
 
     def __init__(self, factor: Factor, cost: Cost, epsilon: float, grid_size: int) -> None:
@@ -102,8 +112,14 @@ class _Axis:
         )
         self.outside = self.closest.scatter(1, self.window, LOG_ZERO)
 
-    def __call__(self, b: Tensor) -> Tensor:
-        before, n, after = b.shape
+    def __call__(self, b: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sums in `dtype`; in between all is float64."""
+        if b.shape[2] == 1:  # the lines are laid side by side, so that every product has long rows
+            return self._chunks(b[:, :, 0].T.double().contiguous()[None])[0].T.to(dtype).contiguous()[:, :, None]
+        return self._chunks(b.double()).to(dtype)
+
+    def _chunks(self, b: Tensor) -> Tensor:
+        before, _, after = b.shape
         per_line = self.tiles * self.width * _TILE
         out = torch.empty_like(b)
         if before > 1:

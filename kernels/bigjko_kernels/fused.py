@@ -1,0 +1,200 @@
+"""One axis of the separable kernel as compiled code (fused.cpp), built on first use by the machine's C++ compiler."""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .costs import Cost
+from .factors import Circle, Factor
+
+_SOURCE = Path(__file__).with_name("fused.cpp")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+# As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
+_TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 96
+_MIDDLE = _TILE // 2
+_BAND = 2  # tiles on either side whose blocks are there from the start
+_CHUNK = 1 << 20  # elements of a temporary
+_ABSENT, _WANTED = -1, -2
+_lock = threading.Lock()  # a kernel that two threads share must not gain blocks while the other reads them
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        known = [line for line in told if line.startswith(("model", "flags", "Features", "CPU part"))]
+    except OSError:
+        known = []
+    return "\n".join([platform.machine(), platform.processor(), *known])
+
+
+def _build(source: Path) -> Path:
+    """The shared library of this source on this CPU, from the cache or compiled into it."""
+    named = os.environ.get("BIGJKO_CACHE_FOLDER")
+    folder = Path(named) if named else Path.home() / ".cache" / "bigjko"
+    compiler = os.environ.get("CXX", "g++")
+    parts = (source.read_text(), compiler, *_FLAGS, _cpu())
+    library = folder / f"fused-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        if shutil.which(compiler) is None:
+            raise OSError(f"there is no compiler {compiler}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved in whole: two processes may build at once
+            built = Path(scratch) / library.name
+            command = [compiler, *_FLAGS, str(source), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")
+            built.replace(library)
+    return library
+
+
+@functools.cache
+def load() -> Any:
+    """The compiled function, or None where it cannot be had, with one warning."""
+    try:
+        return ctypes.CDLL(str(_build(_SOURCE))).bigjko_lines
+    except OSError as error:
+        warnings.warn(
+            f"the fused kernel could not be compiled, its torch version (2 to 4 times slower) runs instead: {error}. "
+            "Install g++, or name a compiler in CXX.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+class _Struct(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("n", "tiles", "groups")),
+        *((name, ctypes.c_void_p) for name in ("near", "group_near", "group_far", "where", "blocks")),
+        ("last", ctypes.c_long),
+    ]
+
+
+class FusedAxis:
+    """The kernel along one factor, on values of shape (before, n, after); see fused.cpp for the sums.
+
+    Keeps (n/8)^2 bounds and the blocks of the kernel that were ever needed, up to max(256 n, N) numbers of them.
+    """
+
+    def __init__(self, factor: Factor, cost: Cost, epsilon: float, grid_size: int) -> None:
+        self.n = factor.size
+        self.tiles = -(-self.n // _TILE)
+        index = torch.arange(self.tiles * _TILE).clamp(max=self.n - 1)
+        self.nodes = factor.nodes.double()
+        self.padded = self.nodes[index].reshape(self.tiles, _TILE, -1)
+        self.cost, self.epsilon = cost, epsilon
+        groups = -(-self.tiles // _GROUP)
+        self.near = self.padded.new_empty(self.tiles, self.tiles)
+        self.group_near, self.group_far = self.padded.new_empty(2, self.tiles, groups)
+        for i, tile in enumerate(self.padded):
+            log_k = self._log_k(tile[:, None, None], self.padded[None])
+            self.near[i] = log_k.amax(dim=(0, 2))
+            far = log_k.amin(dim=(0, 2))
+            for g, (a, b) in enumerate(zip(self.near[i].split(_GROUP), far.split(_GROUP), strict=True)):
+                self.group_near[i, g], self.group_far[i, g] = a.max(), b.min()
+        offsets = torch.arange(-_BAND, _BAND + 1)
+        inputs = torch.arange(self.tiles)[:, None] + offsets
+        inside = torch.ones_like(inputs, dtype=torch.bool)
+        if isinstance(factor, Circle):
+            inputs = inputs % self.tiles
+        else:
+            inside = (inputs >= 0) & (inputs < self.tiles)
+        band = torch.zeros(self.tiles, self.tiles, dtype=torch.bool)
+        band[torch.arange(self.tiles)[:, None].expand_as(inputs)[inside], inputs[inside]] = True
+        self.band = band.nonzero()
+        self.room = max(256 * self.n, grid_size) // _BLOCK
+        self._restart()
+
+    def _log_k(self, x: Tensor, y: Tensor) -> Tensor:
+        log_k: Tensor = -self.cost(x, y) / self.epsilon
+        return log_k
+
+    def _restart(self) -> None:
+        self.where = torch.full((self.tiles, self.tiles), _ABSENT, dtype=torch.int32)
+        self.blocks = torch.empty(0, _BLOCK, dtype=torch.float64)
+        self._add(self.band)
+
+    def _add(self, pairs: Tensor) -> None:
+        """Blocks of some pairs of tiles (I, J)."""
+        size = self.blocks.shape[0]
+        new = torch.zeros(pairs.shape[0], _BLOCK, dtype=torch.float64)
+        step = _CHUNK // _BLOCK
+        for start in range(0, pairs.shape[0], step):
+            i, j = pairs[start : start + step].T
+            log_k = self._log_k(self.padded[j][:, :, None], self.padded[i][:, None])  # (pairs, inputs, outputs)
+            middle = log_k[:, :, _MIDDLE]
+            log_r = log_k - middle[:, :, None]
+            top, low = log_r.amax(dim=1), log_r.amin(dim=1)
+            part = new[start : start + step]
+            part[:, :64] = (log_r - top[:, None]).exp().flatten(1)
+            part[:, 64:72], part[:, 72:80], part[:, 80:88] = middle, top, low
+            part[:, 88], part[:, 89] = top.amax(dim=1), low.amin(dim=1)
+        self.blocks = torch.cat([self.blocks, new])
+        self.where[pairs[:, 0], pairs[:, 1]] = torch.arange(size, size + pairs.shape[0], dtype=torch.int32)
+
+    def __call__(self, b: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sums in `dtype`, of values in float64 or float32; in between all is float64."""
+        with _lock:
+            return self._lines(b, dtype)
+
+    def _lines(self, b: Tensor, dtype: torch.dtype) -> Tensor:
+        before, n, after = b.shape
+        b = b.contiguous()
+        out = torch.empty(b.shape, dtype=dtype)
+        done = torch.zeros(-(-before * after // _LINES), dtype=torch.uint8)
+        result = (ctypes.c_long * 2)()
+        threads = torch.get_num_threads() if b.numel() > _CHUNK // 16 else 1
+        wrong, last, fresh = False, False, False
+        while True:
+            tables = (self.near, self.group_near, self.group_far, self.where, self.blocks)
+            axis = _Struct(self.n, self.tiles, self.group_near.shape[1], *(t.data_ptr() for t in tables), last)
+            load()(
+                ctypes.byref(axis),
+                ctypes.c_void_p(b.data_ptr()),
+                ctypes.c_long(b.dtype == torch.float32),
+                ctypes.c_void_p(out.data_ptr()),
+                ctypes.c_long(dtype == torch.float32),
+                ctypes.c_long(before),
+                ctypes.c_long(after),
+                ctypes.c_void_p(done.data_ptr()),
+                ctypes.c_long(threads),
+                result,
+            )
+            wrong |= bool(result[1])
+            if not result[0]:
+                break
+            wanted = (self.where == _WANTED).nonzero()
+            if wanted.shape[0] > self.room - self.blocks.shape[0] and not fresh:
+                self._restart()  # most of what is kept was for other values
+                fresh = True
+                continue
+            last = wanted.shape[0] > self.room - self.blocks.shape[0]
+            self.where[self.where == _WANTED] = _ABSENT
+            self._add(wanted[: max(0, self.room - self.blocks.shape[0])])
+        if wrong:
+            self._repair(out, b)
+        return out
+
+    def _repair(self, out: Tensor, b: Tensor) -> None:
+        """A true log-sum-exp over the whole axis for the outputs that are marked +inf."""
+        lead, node, trail = (out == math.inf).nonzero(as_tuple=True)
+        step = max(1, _CHUNK // self.n)
+        for start in range(0, node.numel(), step):
+            a, i, c = (index[start : start + step] for index in (lead, node, trail))
+            log_k = self._log_k(self.nodes[i][:, None], self.nodes[None])
+            out[a, i, c] = torch.logsumexp(log_k + b[a, :, c].double(), dim=1).to(out.dtype)
