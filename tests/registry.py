@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from bigjko_kernels import (
     Tiled,
     geodesic,
 )
+from bigjko_kernels.separable import TorchAxis
 
 # ------------------------------------------------------------------------------------------------- factors and grids
 
@@ -223,17 +225,23 @@ def log_tolerance(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A kernel, the costs it takes, and how far it may be from the oracle (None for the oracle itself)."""
+    """A kernel, how it is made, the costs it takes, and how far it may be from the oracle (None for the oracle)."""
 
     kind: type[GibbsKernel]
+    make: Callable[[Grid, float, Cost], GibbsKernel]
     takes: Callable[[Grid, Cost], bool]
     tolerance: Callable[[Tensor, torch.dtype], Tensor] | None
 
 
+def _separates(grid: Grid, cost: Cost) -> bool:
+    return cost.per_factor(grid) is not None
+
+
 KERNELS: dict[str, KernelCase] = {
-    "dense": KernelCase(Dense, lambda grid, cost: True, None),
-    "separable": KernelCase(Separable, lambda grid, cost: cost.per_factor(grid) is not None, log_tolerance),
-    "lazy": KernelCase(Lazy, lambda grid, cost: True, log_tolerance),
+    "dense": KernelCase(Dense, Dense, lambda grid, cost: True, None),
+    "separable": KernelCase(Separable, Separable, _separates, log_tolerance),  # fused on the CPU: test_fused.py
+    "separable in torch": KernelCase(Separable, partial(Separable, axis=TorchAxis), _separates, log_tolerance),
+    "lazy": KernelCase(Lazy, Lazy, lambda grid, cost: True, log_tolerance),
 }
 
 # --------------------------------------------------------------------------------------------------------------- losses

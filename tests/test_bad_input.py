@@ -369,12 +369,12 @@ CYLINDER = Grid((Line.uniform(-1.0, 1.0, 5), Circle.uniform(9)))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_need_a_positive_epsilon(kernel: str, epsilon: float) -> None:
     with pytest.raises(KernelError, match=rf"epsilon = {epsilon}, need a positive finite number: .75 h\^2 is"):
-        KERNELS[kernel].kind(LINE, epsilon, SquaredEuclidean())
+        KERNELS[kernel].make(LINE, epsilon, SquaredEuclidean())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_check_their_values(kernel: str) -> None:
-    K = KERNELS[kernel].kind(LINE, 0.1, SquaredEuclidean())
+    K = KERNELS[kernel].make(LINE, 0.1, SquaredEuclidean())
     with pytest.raises(GridError, match=r"log values of shape \(8,\), need the grid's \(9,\)"):
         K.log_apply(torch.zeros(8, dtype=F64))
     with pytest.raises(GridError, match=r"log values in torch.float32, need the grid's torch.float64"):
@@ -388,7 +388,7 @@ def test_kernels_check_their_values(kernel: str) -> None:
 def test_what_is_no_log_value_is_seen_in_the_answer(kernel: str, value: float) -> None:
     grid = Grid.uniform([-1.0], [1.0], [40])
     b = with_entry(torch.zeros(40, dtype=F64), value)
-    out = KERNELS[kernel].kind(grid, 0.1, SquaredEuclidean()).log_apply(b)
+    out = KERNELS[kernel].make(grid, 0.1, SquaredEuclidean()).log_apply(b)
     assert not out[0].isfinite()  # a measure refuses it, whichever it is
 
 
@@ -414,7 +414,7 @@ COSTS: dict[str, tuple[Grid, Cost, str]] = {
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_refuse_costs_of_another_geometry(kernel: str, grid: Grid, cost: Cost, text: str) -> None:
     with pytest.raises(KernelError, match=text):
-        KERNELS[kernel].kind(grid, 0.1, cost)
+        KERNELS[kernel].make(grid, 0.1, cost)
 
 
 def test_kernels_refuse_what_they_cannot_do() -> None:

@@ -34,7 +34,8 @@ from bigjko_kernels import (
     geodesic,
     gibbs,
 )
-from bigjko_kernels.separable import _Axis
+from bigjko_kernels.fused import FusedAxis
+from bigjko_kernels.separable import TorchAxis
 
 from .registry import COSTS, GRIDS, INPUTS, KERNELS, log_tolerance, sinh_axis
 
@@ -83,7 +84,7 @@ def test_log_apply_agrees_with_the_oracle(
     nodes = GRIDS[grid]().to(dtype=dtype, device=device)
     b = INPUTS[values](GRIDS[grid]()).to(dtype=dtype, device=device)
     case = KERNELS[kernel]
-    out = case.kind(nodes, epsilon_of(GRIDS[grid]()), COSTS[cost].make(nodes)).log_apply(b)
+    out = case.make(nodes, epsilon_of(GRIDS[grid]()), COSTS[cost].make(nodes)).log_apply(b)
     assert (out.shape, out.dtype, out.device) == (b.shape, dtype, b.device)
     expected = exact(grid, cost, 0.75, values, dtype)
     assert case.tolerance is not None
@@ -98,7 +99,7 @@ def test_log_apply_agrees_with_the_oracle_at_other_temperatures(
 ) -> None:
     # .25 h^2 is the smallest that a step takes: tiles are torn by their own products. 10 h^2 reaches far.
     nodes, b = GRIDS[grid](), INPUTS[values](GRIDS[grid]())
-    out = KERNELS[kernel].kind(nodes, epsilon_of(nodes, times), COSTS[cost].make(nodes)).log_apply(b)
+    out = KERNELS[kernel].make(nodes, epsilon_of(nodes, times), COSTS[cost].make(nodes)).log_apply(b)
     expected = exact(grid, cost, times, values, torch.float64)
     assert_close(out, expected, log_tolerance(expected, torch.float64))
 
@@ -106,7 +107,7 @@ def test_log_apply_agrees_with_the_oracle_at_other_temperatures(
 @pytest.mark.parametrize(("grid", "cost", "kernel"), TRIPLES)
 def test_kernels_are_symmetric(grid: str, cost: str, kernel: str) -> None:
     nodes = GRIDS[grid]()
-    K = KERNELS[kernel].kind(nodes, epsilon_of(nodes), COSTS[cost].make(nodes))
+    K = KERNELS[kernel].make(nodes, epsilon_of(nodes), COSTS[cost].make(nodes))
     f, g = INPUTS["one spike"](nodes), INPUTS["spans 1e4"](nodes)
     left = torch.logsumexp((f + K.log_apply(g)).reshape(-1), 0)
     right = torch.logsumexp((K.log_apply(f) + g).reshape(-1), 0)
@@ -150,8 +151,9 @@ def test_a_gaussian_is_blurred_by_epsilon(kind: type[GibbsKernel], device: torch
     assert (out - expected)[inside].abs().max() <= 1e-12 * 30  # the largest |log| there is 25
 
 
+@pytest.mark.parametrize("axis", [FusedAxis, TorchAxis])
 @given(seed=st.integers(0, 10**6), nodes=st.integers(1, 70), steep=st.sampled_from([0.0, 1.0, 30.0, 1000.0]))
-def test_separable_is_exact_on_any_axis(seed: int, nodes: int, steep: float) -> None:
+def test_separable_is_exact_on_any_axis(axis: type[FusedAxis | TorchAxis], seed: int, nodes: int, steep: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     gaps = 10 ** (2 * torch.rand(nodes, generator=generator, dtype=torch.float64) - 1)  # .1 to 10, neighbours at random
     grid = Grid((Line.at(gaps.cumsum(0)),))
@@ -159,14 +161,15 @@ def test_separable_is_exact_on_any_axis(seed: int, nodes: int, steep: float) -> 
     b = b.masked_fill(torch.rand(nodes, generator=generator) < 0.3, LOG_ZERO)
     epsilon = 0.25 + 10 * float(torch.rand(1, generator=generator))
     expected = Dense(grid, epsilon).log_apply(b)
-    assert_close(Separable(grid, epsilon).log_apply(b), expected, log_tolerance(expected, torch.float64))
+    out = Separable(grid, epsilon, axis=axis).log_apply(b)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_fitted_kernel_is_the_same_kernel(kernel: str) -> None:
     grid = GRIDS["plane"]()
     b = INPUTS["moves 20 nodes"](grid)
-    K = KERNELS[kernel].kind(grid, epsilon_of(grid), geodesic(grid))
+    K = KERNELS[kernel].make(grid, epsilon_of(grid), geodesic(grid))
     expected = exact("plane", "euclidean", 0.75, "moves 20 nodes", torch.float64)
     assert_close(K.fitted(b).log_apply(b), expected, log_tolerance(expected, torch.float64))
 
@@ -185,7 +188,7 @@ EMPTY = {"full": (), "with empty nodes": (0, 3)}  # 0: the first node, KeOps' we
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradcheck(kernel: str, make: Any, empty: tuple[int, ...], device: torch.device) -> None:
     grid = make().to(device=device)
-    K = KERNELS[kernel].kind(grid, 0.3, geodesic(grid))
+    K = KERNELS[kernel].make(grid, 0.3, geodesic(grid))
     b = torch.randn(grid.shape, dtype=torch.float64, device=device)
     b.reshape(-1)[list(empty)] = LOG_ZERO
     b.requires_grad_()
@@ -207,7 +210,7 @@ def test_nothing_has_no_gradient(kernel: str) -> None:
     b = torch.zeros(grid.shape, dtype=torch.float64)
     b[1] = LOG_ZERO  # a whole sheet: no mass reaches it
     b.requires_grad_()
-    out = KERNELS[kernel].kind(grid, 0.3, geodesic(grid)).log_apply(b)
+    out = KERNELS[kernel].make(grid, 0.3, geodesic(grid)).log_apply(b)
     assert (out[1] == LOG_ZERO).all()
     (gradient,) = torch.autograd.grad(out.exp().sum(), b)
     assert torch.isfinite(gradient).all()
@@ -220,7 +223,7 @@ def test_nothing_has_no_gradient(kernel: str) -> None:
 
 @dataclass
 class Path:
-    """What Separable did: outputs that its window could not vouch for, that had underflowed, that it mended."""
+    """What TorchAxis did: outputs that its window could not vouch for, that had underflowed, that it mended."""
 
     beyond: int = 0
     torn: int = 0
@@ -230,33 +233,33 @@ class Path:
 
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch) -> Path:
-    seen, product, repair = Path(), _Axis._product, _Axis._repair
+    seen, product, repair = Path(), TorchAxis._product, TorchAxis._repair
 
-    def watched_product(self: _Axis, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def watched_product(self: TorchAxis, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         out, beyond, torn = product(self, b)
         seen.widths.append(self.width)
         seen.beyond, seen.torn = int(beyond.sum()), int(torn.sum())
         return out, beyond, torn
 
-    def watched_repair(self: _Axis, out: Tensor, b: Tensor, wrong: Tensor) -> None:
+    def watched_repair(self: TorchAxis, out: Tensor, b: Tensor, wrong: Tensor) -> None:
         seen.mended += int(wrong.sum())
         repair(self, out, b, wrong)
 
-    monkeypatch.setattr(_Axis, "_product", watched_product)
-    monkeypatch.setattr(_Axis, "_repair", watched_repair)
+    monkeypatch.setattr(TorchAxis, "_product", watched_product)
+    monkeypatch.setattr(TorchAxis, "_repair", watched_repair)
     return seen
 
 
 def test_smooth_input_takes_the_narrow_window_and_no_repair(path: Path) -> None:
     for grid in (GRIDS["line"](), GRIDS["plane"](), GRIDS["circle"]()):
-        Separable(grid, epsilon_of(grid)).log_apply(INPUTS["smooth"](grid))
+        Separable(grid, epsilon_of(grid), axis=TorchAxis).log_apply(INPUTS["smooth"](grid))
     assert set(path.widths) == {3}
     assert path.mended == 0
 
 
 def test_the_window_widens_for_mass_that_moves_20_nodes(path: Path) -> None:
     grid = Grid.uniform([-3.0], [3.0], [700])
-    K = Separable(grid, epsilon_of(grid))
+    K = Separable(grid, epsilon_of(grid), axis=TorchAxis)
     b = INPUTS["moves 20 nodes"](grid)
     expected = exact("line", "euclidean", 0.75, "moves 20 nodes", torch.float64)
     for _ in range(2):  # the second call starts from the wide window
@@ -268,7 +271,7 @@ def test_the_window_widens_for_mass_that_moves_20_nodes(path: Path) -> None:
 
 def test_outputs_beyond_the_widest_window_are_mended(path: Path) -> None:
     grid = Grid.uniform([-3.0], [3.0], [700])
-    out = Separable(grid, epsilon_of(grid)).log_apply(INPUTS["one spike"](grid))
+    out = Separable(grid, epsilon_of(grid), axis=TorchAxis).log_apply(INPUTS["one spike"](grid))
     # 700 nodes in 44 tiles, 17 of them in the window: 27 tiles of 16 nodes at most see nothing of the spike.
     assert path.widths[-1] == 17
     assert 300 <= path.beyond <= 27 * 16
@@ -281,7 +284,7 @@ def test_sums_that_underflow_are_mended(path: Path) -> None:
     # Within one pair of tiles, the costs of 31 and of 1 node differ by (31^2 - 1)/(2 * .25) = 1920 > 700.
     grid = Grid.uniform([-1.0], [1.0], [48])
     b = INPUTS["moves 20 nodes"](grid)
-    out = Separable(grid, epsilon_of(grid, 0.25)).log_apply(b)
+    out = Separable(grid, epsilon_of(grid, 0.25), axis=TorchAxis).log_apply(b)
     assert path.torn > 0
     assert path.beyond == 0
     assert path.mended == path.torn
@@ -291,7 +294,7 @@ def test_sums_that_underflow_are_mended(path: Path) -> None:
 
 def test_a_kernel_gives_the_same_answer_whatever_it_was_given_before() -> None:
     grid = GRIDS["line"]()
-    used, fresh = Separable(grid, epsilon_of(grid)), Separable(grid, epsilon_of(grid))
+    used, fresh = Separable(grid, epsilon_of(grid), axis=TorchAxis), Separable(grid, epsilon_of(grid), axis=TorchAxis)
     for values in ("moves 20 nodes", "one spike"):  # widen the window
         used.log_apply(INPUTS[values](grid))
     b = INPUTS["smooth"](grid)
@@ -344,7 +347,7 @@ def hard(grid: Grid) -> Iterator[Tensor]:
 def test_separable_allocates_no_square_on_a_long_axis(path: Path) -> None:
     grid = Grid.uniform([-3.0], [3.0], [20_000])
     with Largest() as largest:
-        K = Separable(grid, epsilon_of(grid))
+        K = Separable(grid, epsilon_of(grid), axis=TorchAxis)
         for b in hard(grid):
             K.log_apply(b)
     assert path.widths[-1] == 17
@@ -357,7 +360,7 @@ def test_separable_allocates_no_square_on_a_long_axis(path: Path) -> None:
 def test_separable_allocates_no_square_on_a_plane() -> None:
     grid = Grid.uniform([-3.0, -3.0], [3.0, 3.0], [256, 256])
     with Largest() as largest:
-        K = Separable(grid, epsilon_of(grid))
+        K = Separable(grid, epsilon_of(grid), axis=TorchAxis)
         for b in (*hard(grid), INPUTS["moves 20 nodes"](grid)):
             K.log_apply(b)
     # Chunks hold 2^20 = 16 N entries, whatever the window; N^2 would be 65,536 N.
@@ -365,26 +368,28 @@ def test_separable_allocates_no_square_on_a_plane() -> None:
 
 
 LONG_AXIS = """
-import re, torch
+import re, sys, torch
 torch.set_num_threads(1)
-from bigjko_kernels import Grid, Separable
+from bigjko_kernels import Grid, Separable, fused, separable
+axis = {"FusedAxis": fused.FusedAxis, "TorchAxis": separable.TorchAxis}[sys.argv[1]]
 def peak():  # not ru_maxrss, which a child inherits from its parent
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 before = peak()
 for nodes in (9_000, 9_500, 10_000, 10_500, 11_000):
     grid = Grid.uniform([-3.0], [3.0], [nodes])
-    Separable(grid, 0.75 * grid.spacing**2).log_apply(-grid.points()[:, 0] ** 2)
+    Separable(grid, 0.75 * grid.spacing**2, axis=axis).log_apply(-grid.points()[:, 0] ** 2)
 print(peak() - before)
 """
 
 
+@pytest.mark.parametrize("axis", ["FusedAxis", "TorchAxis"])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_separable_keeps_no_square_resident_on_a_long_axis() -> None:
+def test_separable_keeps_no_square_resident_on_a_long_axis(axis: str) -> None:
     # What torch allocates is not all: a heap cut up by small blocks among large ones can hold 8 N^2 bytes, 650 to
-    # 950 MB here. It does so at some sizes and not at others, hence five of them. The tables of the narrow window are
-    # 3 * 16^2 entries a tile, those of tiles with tiles 2 (N/16)^2: 14 MB in all; chunks of 2^20 entries are 8 MB, of
-    # which a handful live at once.
-    done = subprocess.run([sys.executable, "-c", LONG_AXIS], capture_output=True, text=True, check=True)
+    # 950 MB here. It does so at some sizes and not at others, hence five of them. The tables of tiles with tiles are
+    # 2 (N/16)^2 entries, or 1.5 (N/8)^2 in the fused version: 23 MB; those of the narrow window 3 * 16^2 a tile, or
+    # 5 * 96, twice while they grow: 11 MB. Chunks of 2^20 entries are 8 MB, of which a handful live at once.
+    done = subprocess.run([sys.executable, "-c", LONG_AXIS, axis], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) <= 100
 
 

@@ -1,87 +1,129 @@
 // One axis of the separable kernel: out_i = log sum_k exp(-c_ik/eps + b_k) along every line, 16 lines at a time.
 //
-// Nodes lie in tiles of 8; I is a tile of outputs, J one of inputs, r the middle node of I. For k in J
+// Nodes lie in tiles of 8; I is a tile of outputs, J one of inputs, r the middle node of I. With s the largest
+// b_k - c_rk/eps of a line,
 //
 //     out_i = s + a_i + log sum_J f_iJ sum_{k in J} R_ik e_k,   e_k = exp(b_k - c_rk/eps - s),   f_iJ = exp(a_iJ - a_i)
 //     R_ik = exp(-(c_ik - c_rk)/eps - a_iJ),   a_iJ = max_{k in J} -(c_ik - c_rk)/eps,   a_i = max_J a_iJ
 //
-// with s the largest b_k - c_rk/eps of each line. However steep b is, the terms that make out_i are then within
-// a few hundred of s + a_i: a drift of 100 nodes costs no more than none. R, a, c_r come in blocks, one a pair (I, J).
+// However steep b is, the terms that make out_i are within a few hundred of s + a_i, so that a drift of 100 nodes costs
+// what none does. R, a and c_r come in blocks, one a pair (I, J), made by the caller when they are first wanted.
 //
-// A tile is left out only where a bound says that all of it is below exp(-MARGIN)/n of every output of I: first by
-// the largest b of a tile (or of 8 tiles, a group) and the smallest cost, then by its largest b_k - c_rk/eps. Sums
-// that may have lost terms to underflow are done again, each line by itself; if that does not help, +inf marks them.
+// A tile is left out only where a bound says that all of it is below exp(-margin)/n of every output of I: by its largest
+// b (or that of 8 tiles, a group) and the smallest cost; then by its largest b_k - c_rk/eps. Where a sum may have lost
+// terms to underflow, each line is done again by itself; what still may have is marked +inf, for the caller to mend.
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <thread>
 #include <utility>
 #include <vector>
-#ifdef __AVX512DQ__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int T = 8, W = 16, GROUP = 8;        // nodes a tile, lines a block, tiles a group
-constexpr double MARGIN = 40, TINY = 1e-280;   // exp(-40) is below half an ulp; a sum below TINY may lack terms
-constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89, BLOCK = 96;  // within a block; R first
-constexpr unsigned ALL = (1u << W) - 1;
+#if defined(__AVX512DQ__)
+constexpr int L = 8, SUMS = 8;  // doubles a register, and rows of outputs whose sums fit the registers
+#elif defined(__AVX2__)
+constexpr int L = 4, SUMS = 2;
+#else
+constexpr int L = 2, SUMS = 1;
+#endif
+constexpr int T = 8, W = 16, GROUP = 8;  // nodes a tile, lines at a time, tiles a group
+constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89, BLOCK = 96;  // within a block; R comes first
 constexpr int32_t ABSENT = -1, WANTED = -2;
+constexpr unsigned ALL = (1u << W) - 1;
+constexpr double TINY = 1e-280;  // a sum below it may lack terms
 
-typedef double V __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int64_t M __attribute__((vector_size(64)));
+typedef double V __attribute__((vector_size(8 * L), aligned(8), may_alias));
+typedef int64_t M __attribute__((vector_size(8 * L)));
+typedef uint64_t U __attribute__((vector_size(8 * L)));
 
-inline V& at(double* p) { return *reinterpret_cast<V*>(p); }
-inline const V& at(const double* p) { return *reinterpret_cast<const V*>(p); }
 inline V all(double x) { return V{} + x; }
-
-#ifdef __AVX512DQ__
+#if defined(__AVX512DQ__)
 inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
 inline unsigned reaches(V a, V b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ); }
+#elif defined(__AVX2__)
+inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
+inline unsigned reaches(V a, V b) { return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ)); }
 #else
 inline V larger(V a, V b) { return a > b ? a : b; }
-inline unsigned reaches(V a, V b) {  // one bit a line: a >= b
-    M m = a >= b;
-    unsigned bits = 0;
-    for (int l = 0; l < T; ++l) bits |= unsigned(m[l] & 1) << l;
-    return bits;
-}
+inline unsigned reaches(V a, V b) { return (a[0] >= b[0]) | (a[1] >= b[1]) << 1; }
 #endif
 
-inline double most(V v) {
-    double m = v[0];
-    for (int l = 1; l < T; ++l) m = std::max(m, v[l]);
+template <int N>
+struct Vector {  // N doubles: one a line (Row), or one a node of a tile (Nodes)
+    V v[N / L];
+    Vector() = default;
+    explicit Vector(double x) { for (V& u : v) u = all(x); }
+    explicit Vector(const double* p) { for (V& u : v) u = *(const V*)p, p += L; }
+    void store(double* p) const { for (const V& u : v) *(V*)p = u, p += L; }
+};
+#define EACH for (int h = 0; h < N / L; ++h)
+template <int N> inline Vector<N> operator+(Vector<N> a, double x) { EACH a.v[h] += x; return a; }
+template <int N> inline Vector<N> operator-(Vector<N> a, const Vector<N>& b) { EACH a.v[h] -= b.v[h]; return a; }
+template <int N> inline Vector<N> operator*(Vector<N> a, const Vector<N>& b) { EACH a.v[h] *= b.v[h]; return a; }
+template <int N> inline Vector<N> larger(Vector<N> a, const Vector<N>& b) { EACH a.v[h] = larger(a.v[h], b.v[h]); return a; }
+template <int N> inline unsigned reaches(const Vector<N>& a, const Vector<N>& b) {  // a >= b, one bit an entry
+    unsigned bits = 0;
+    EACH bits |= reaches(a.v[h], b.v[h]) << h * L;
+    return bits;
+}
+using Row = Vector<W>;
+using Nodes = Vector<T>;
+
+inline double most(const Nodes& a) {
+    double m = a.v[0][0];
+    for (int q = 1; q < T; ++q) m = std::max(m, a.v[q / L][q % L]);
     return m;
 }
 
-// exp of x <= 0 (minimax of degree 11 on |r| <= log(2)/2: 3e-18), 0 below -708
-inline V exp_of(V x) {
-    const double magic = 0x1.8p52;
-    V shifted = x * 0x1.71547652b82fep0 + magic, n = shifted - magic;
-    V r = x - n * 0x1.62e42fefa39efp-1 - n * 0x1.abc9e3b39803fp-56;
-    V p = all(2.51100492048186598e-8);
-    for (double c : {2.76326547225277919e-7, 2.75572408872298686e-6, 2.4801485441561313e-5, 1.98412698900764028e-4,
-                     1.38888889523528629e-3, 8.33333333331958962e-3, 4.16666666664879525e-2, 1.66666666666666808e-1,
-                     5.0000000000000184e-1, 1.0, 1.0})
-        p = p * r + c;
-    V y = (V)((M)p + ((M)shifted << 52));
-    return x < -708.0 ? V{} : y;
+// What a grid's dtype asks for. margin: exp(-margin) may be left out, which is below the rounding of the result.
+// exp: minimax on |r| <= log(2)/2, highest power first. log: that of (2 atanh(f)/f - 2)/f^2 in f^2, 1/2 <= x^2 <= 2.
+struct Double {  // 2e-16 and 1e-17
+    static constexpr double margin = 37;
+    static constexpr double exp[] = {
+        2.76263710656963561e-7, 2.76401973916948405e-6, 2.48015043137855402e-5, 1.98411702305702867e-4,
+        1.38888889325147794e-3, 8.33333338569921173e-3, 4.16666666665730777e-2, 1.66666666665543146e-1,
+        5.00000000000000562e-1, 1.00000000000000675,    1.0};
+    static constexpr double log[] = {1.46164496850434059e-1, 1.53317216005560413e-1, 1.81828891252617221e-1,
+                                     2.22222111347950799e-1, 2.85714286259754849e-1, 3.99999999998995045e-1,
+                                     6.66666666666666969e-1};
+};
+struct Single {  // 2e-9 and 1e-9
+    static constexpr double margin = 20;
+    static constexpr double exp[] = {1.39411188958370008e-3, 8.37513477462432517e-3, 4.16663527711222113e-2,
+                                     1.66664154140411784e-1, 5.00000004714605742e-1, 1.00000003773887126, 1.0};
+    static constexpr double log[] = {2.95799493919727847e-1, 3.99887805660219819e-1, 6.66666850395758550e-1};
+};
+
+template <int N>
+inline V polynomial(const double (&c)[N], V x) {
+    V p = all(c[0]);
+#pragma GCC unroll 16
+    for (int i = 1; i < N; ++i) p = p * x + c[i];
+    return p;
 }
 
-// log of a normal x > 0 (2 atanh(f), minimax of degree 13 in f: 1e-17)
-inline V log_of(V x) {
-    const int64_t half = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
-    M e = ((M)x - half) >> 52;
-    V m = (V)((M)x - (e << 52)), n = __builtin_convertvector(e, V);
-    V f = (m - 1.0) / (m + 1.0), z = f * f, p = all(0.146164496850434059);
-    for (double c : {0.153317216005560413, 0.181828891252617221, 0.222222111347950799, 0.285714286259754849,
-                     0.399999999998995045, 0.666666666666666969})
-        p = p * z + c;
-    return n * 0x1.62e42fefa39efp-1 + (f * 2.0 + f * z * p);
+template <class P, int N>
+inline Vector<N> exp_of(Vector<N> a) {  // of a <= 0; what is below exp(-708) becomes that
+    EACH {
+        const V x = larger(a.v[h], all(-708)), y = x * 0x1.71547652b82fep0 + 0x1.8p52, n = y - 0x1.8p52;
+        a.v[h] = (V)((M)polynomial(P::exp, x - n * 0x1.62e42fefa39efp-1) + ((M)y << 52));
+    }
+    return a;
+}
+
+template <class P>
+inline V log_of(V x) {  // of a normal x > 0, as n log(2) + log(m)
+    const U e = ((U)x - 0x3fe6a09e667f3bcd + (1024ull << 52)) >> 52;  // n + 1024, from the bits of sqrt(1/2)
+    const V n = (V)(e | 0x4330000000000000) - (0x1p52 + 1024), m = (V)((U)x - ((e - 1024) << 52));
+    const V f = (m - 1.0) / (m + 1.0), z = f * f;
+    return n * 0x1.62e42fefa39efp-1 + (f * 2.0 + f * z * polynomial(P::log, z));
 }
 
 struct Axis {
@@ -90,232 +132,256 @@ struct Axis {
     const double *group_near, *group_far;  // (tiles, groups): largest and smallest -c/eps between a tile and a group
     int32_t* where;                        // (tiles, tiles): a pair's block, or ABSENT or WANTED
     const double* blocks;
-    long last;  // no more blocks will come: mark outputs that lack one
+    long last;  // no more blocks will come: outputs that lack one are marked
 };
 
+// W lines: what goes in (-inf beyond the last node), its largest entries by tile and group, and what comes out.
+struct Columns {
+    std::vector<double> x, y, top, group_top;
+
+    explicit Columns(const Axis& a) : x(a.tiles * T * W, -INFINITY), y(x), top(a.tiles * W), group_top(a.groups * W) {}
+
+    unsigned tops(const Axis& a) {  // returns the lines without NaN and +inf
+        unsigned good = ALL;
+        for (long j = 0; j < a.tiles; ++j) {
+            Row m(-INFINITY);
+            for (int k = 0; k < T * W; k += W) {
+                const Row r(&x[j * T * W + k]);
+                m = larger(m, r);
+                good &= reaches(Row(DBL_MAX), r);
+            }
+            m.store(&top[j * W]);
+            double* g = &group_top[j / GROUP * W];
+            (j % GROUP ? larger(Row(g), m) : m).store(g);
+        }
+        return good;
+    }
+};
+
+template <class P>
 struct Work {  // one thread's
     const Axis& a;
-    std::vector<double> x, y, top, group_top, t, t_top, factor;
-    std::vector<int> star, tile;
+    std::vector<double> t, t_top, factor;
+    std::vector<long> from, to;  // the tiles that the last lines needed, for each I
+    std::vector<int> tile;
     std::vector<const double*> block;
     const double margin;
     bool missing = false, wrong = false;
 
     explicit Work(const Axis& axis)
-        : a(axis), x(axis.tiles * T * W), y(x.size()), top(axis.tiles * W), group_top(axis.groups * W), t(x.size()),
-          t_top(top.size()), factor(axis.tiles * T * T), star(axis.tiles), tile(axis.tiles), block(axis.tiles),
-          margin(MARGIN + std::log(double(axis.n))) {
-        for (long i = 0; i < a.tiles; ++i) star[i] = int(i);
+        : a(axis), t(a.tiles * T * W), t_top(a.tiles * W), factor(a.tiles * T * T), from(a.tiles), to(a.tiles),
+          tile(a.tiles), block(a.tiles), margin(P::margin + std::log(double(a.n))) {
+        for (long i = 0; i < a.tiles; ++i) from[i] = std::max(0L, i - 1), to[i] = std::min(a.tiles, i + 2);
     }
 
-    // Largest entries of every tile and group, from x. Returns the lines that hold no NaN and no +inf.
-    unsigned tops() {
-        unsigned good = ALL;
-        for (long g = 0; g < a.groups; ++g) at(&group_top[g * W]) = at(&group_top[g * W + T]) = all(-INFINITY);
-        for (long j = 0; j < a.tiles; ++j) {
-            const double* p = &x[j * T * W];
-            double* g = &group_top[j / GROUP * W];
-            for (int h = 0; h < W; h += T) {
-                V m = all(-INFINITY);
-                for (int k = 0; k < T; ++k) {
-                    m = larger(m, at(p + k * W + h));
-                    good &= reaches(all(DBL_MAX), at(p + k * W + h)) << h | (ALL & ~(255u << h));
-                }
-                at(&top[j * W + h]) = m;
-                at(g + h) = larger(at(g + h), m);
-            }
-        }
-        return good;
-    }
-
-    // The outputs of tile I on the lines of mask, into y. Returns the lines whose sums may lack terms.
-    unsigned outputs(long i, unsigned mask, bool mark) {
-        V low[2];  // lower bounds of every output of I; -DBL_MAX rather than -inf: see `reaches`
-        low[0] = low[1] = all(-DBL_MAX);
+    // The outputs of tile I on the lines of mask. Returns the lines whose sums may lack terms, unless it marked them.
+    unsigned outputs(Columns& b, long i, unsigned mask, bool mark) {
         const double *near = a.near + i * a.tiles, *gn = a.group_near + i * a.groups, *gf = a.group_far + i * a.groups;
-        for (long g = 0; g < a.groups; ++g)
-            for (int h = 0; h < 2; ++h) low[h] = larger(low[h], at(&group_top[g * W + h * T]) + gf[g]);
-        auto any = [&](V p0, V p1, V q0, V q1) { return (reaches(p0, q0) | reaches(p1, q1) << T) & mask; };
+        int32_t* where = a.where + i * a.tiles;
+        double* y = &b.y[i * T * W];
+        Row low(-DBL_MAX);  // below every output of I; not -inf, which -inf would reach
+        for (long g = 0; g < a.groups; ++g) low = larger(low, Row(&b.group_top[g * W]) + gf[g]);
+        auto matters = [&](const double* top, double shift) { return reaches(Row(top) + shift, low + -margin) & mask; };
         int count = 0;
-        bool lacks = false;
         auto take = [&](long j) {
-            int32_t p = __atomic_load_n(a.where + i * a.tiles + j, __ATOMIC_RELAXED);
-            if (p < 0) {
-                if (p == ABSENT && !a.last) __atomic_store_n(a.where + i * a.tiles + j, WANTED, __ATOMIC_RELAXED);
-                lacks = true;
-                return;
+            const int32_t p = __atomic_load_n(where + j, __ATOMIC_RELAXED);
+            if (p < 0) return false;
+            const double *k_ij = a.blocks + long(p) * BLOCK, *x = &b.x[j * T * W];
+            double* v = &t[count * T * W];
+            Row m(-INFINITY);
+            for (int k = 0; k < T; ++k) {
+                const Row r = Row(x + k * W) + k_ij[REF + k];
+                r.store(v + k * W);
+                m = larger(m, r);
             }
-            const double* b = a.blocks + long(p) * BLOCK;
-            for (int h = 0; h < 2; ++h) {
-                double* to = &t[count * T * W + h * T];
-                const double* from = &x[j * T * W + h * T];
-                V m = all(-INFINITY);
-                for (int k = 0; k < T; ++k) m = larger(m, at(to + k * W) = at(from + k * W) + b[REF + k]);
-                at(&t_top[count * W + h * T]) = m;
-                low[h] = larger(low[h], m + b[LOW_ALL]);
-            }
+            m.store(&t_top[count * W]);
+            low = larger(low, m + k_ij[LOW_ALL]);
             tile[count] = int(j);
-            block[count++] = b;
+            block[count++] = k_ij;
+            return true;
         };
-        const long guess = star[i];  // where the lines before had it
-        if (any(at(&top[guess * W]), at(&top[guess * W + T]), all(-DBL_MAX), all(-DBL_MAX))) take(guess);
-        for (long g = 0; g < a.groups; ++g) {
-            const double* p = &group_top[g * W];
-            if (!any(at(p) + gn[g], at(p + T) + gn[g], low[0] - margin, low[1] - margin)) continue;
-            for (long j = g * GROUP; j < std::min(a.tiles, (g + 1) * GROUP); ++j) {
-                const double* q = &top[j * W];
-                if (j != guess && any(at(q) + near[j], at(q + T) + near[j], low[0] - margin, low[1] - margin)) take(j);
-            }
-        }
+        long begin = from[i], end = begin;  // what the last lines needed, which spares branches; then, do others matter?
+        while (end < to[i] && take(end)) ++end;
+        unsigned more = 0;
+        bool lacks = false;
+        for (long g = 0; g < a.groups; ++g)
+            if (g * GROUP < end && begin < (g + 1) * GROUP)
+                for (long j = g * GROUP; j < std::min(a.tiles, (g + 1) * GROUP); ++j)
+                    more |= j >= begin && j < end ? 0 : matters(&b.top[j * W], near[j]);
+            else
+                more |= matters(&b.group_top[g * W], gn[g]);
+        for (long g = 0; more && g < a.groups; ++g)
+            if (matters(&b.group_top[g * W], gn[g]))
+                for (long j = g * GROUP; j < std::min(a.tiles, (g + 1) * GROUP); ++j)
+                    if ((j < begin || j >= end) && matters(&b.top[j * W], near[j]) && !take(j)) {
+                        lacks = true;
+                        if (!a.last) __atomic_store_n(where + j, WANTED, __ATOMIC_RELAXED);
+                    }
         if (lacks) {
             missing |= !a.last;
-            return mark ? fill(i, mask, INFINITY) : mask;
+            if (mark) fill(y, mask, INFINITY);
+            return mark ? 0 : mask;
         }
-        // s, the tile that has it on most lines, and by its entries a second bound which knows I's own slope
-        V s[2];
-        s[0] = s[1] = all(-INFINITY);
-        for (int c = 0; c < count; ++c)
-            for (int h = 0; h < 2; ++h) s[h] = larger(s[h], at(&t_top[c * W + h * T]));
-        int best = 0, votes = -1;
+        Row s(-DBL_MAX);
+        for (int c = 0; c < count; ++c) s = larger(s, Row(&t_top[c * W]));
+        int best = 0, votes = -1, kept = 0;  // best: the tile that has s on most lines
+        unsigned filled = 0;
         for (int c = 0; c < count; ++c) {
-            const double* p = &t_top[c * W];
-            int v = __builtin_popcount(any(at(p), at(p + T), larger(s[0], all(-DBL_MAX)), larger(s[1], all(-DBL_MAX))));
-            if (v > votes) best = c, votes = v;
+            const unsigned has = reaches(Row(&t_top[c * W]), s) & mask;
+            const int v = __builtin_popcount(has);
+            best = v > votes ? c : best, votes = std::max(v, votes);
+            filled |= has;
         }
-        int kept = 0;
-        V a_i = all(-DBL_MAX);
-        if (count) {
-            star[i] = tile[best];
-            V own = at(block[best] + LOW), t0 = at(&t_top[best * W]), t1 = at(&t_top[best * W + T]);
+        Nodes a_i(-DBL_MAX);
+        if (count) {  // out_i is at least the largest of `best`, and knows how steep b is
+            const Nodes own(block[best] + LOW);
+            const Row own_top(&t_top[best * W]);
+            from[i] = a.tiles, to[i] = 0;
             for (int c = 0; c < count; ++c) {
-                V above = at(block[c] + TOP);
-                double d = margin + most(above - own), e = margin + block[c][TOP_ALL];
-                const double* p = &t_top[c * W];
-                if (!any(at(p), at(p + T), larger(t0 - d, low[0] - e), larger(t1 - d, low[1] - e))) continue;
-                tile[kept] = c;
+                const Nodes above(block[c] + TOP);
+                const Row bound = larger(own_top + -(margin + most(above - own)), low + -(margin + block[c][TOP_ALL]));
+                if (!(reaches(Row(&t_top[c * W]), bound) & mask)) continue;
+                from[i] = std::min(from[i], long(tile[c])), to[i] = std::max(to[i], tile[c] + 1L);
+                tile[kept++] = c;
                 a_i = larger(a_i, above);
-                ++kept;
             }
+            if (to[i] - from[i] > 2 * kept) from[i] = to[i] = 0;  // too sparse for a guess
         }
-        const unsigned filled = any(s[0], s[1], all(-DBL_MAX), all(-DBL_MAX));
-        s[0] = larger(s[0], all(-DBL_MAX));
-        s[1] = larger(s[1], all(-DBL_MAX));
-        V sum[T][2] = {};
         for (int m = 0; m < kept; ++m) {
-            const double *b = block[tile[m]], *p = &t[tile[m] * T * W];
-            V f = exp_of(at(b + TOP) - a_i);
-            double r[T * T], e[T * W];
-            for (int k = 0; k < T; ++k) at(r + k * T) = at(b + k * T) * f;
-            for (int k = 0; k < T * W; k += W) {
-                at(e + k) = exp_of(at(p + k) - s[0]);
-                at(e + k + T) = exp_of(at(p + k + T) - s[1]);
-            }
-            for (int k = 0; k < T; ++k) {
-                V e0 = at(e + k * W), e1 = at(e + k * W + T);
-#pragma GCC unroll 8
-                for (int q = 0; q < T; ++q) sum[q][0] += r[k * T + q] * e0, sum[q][1] += r[k * T + q] * e1;
-            }
+            const double* k_ij = block[tile[m]];
+            double* e = &t[tile[m] * T * W];
+            const Nodes f = exp_of<P>(Nodes(k_ij + TOP) - a_i);
+            for (int k = 0; k < T; ++k) (Nodes(k_ij + k * T) * f).store(&factor[(m * T + k) * T]);
+#pragma GCC unroll 2
+            for (int k = 0; k < T * W; k += W) exp_of<P>(Row(e + k) - s).store(e + k);
         }
+        double a_q[T];
+        a_i.store(a_q);
         unsigned torn = 0;
-        for (int q = 0; q < T; ++q) {
-            double* to = &y[(i * T + q) * W];
-            V out[2];
-            for (int h = 0; h < 2; ++h) out[h] = s[h] + (log_of(larger(sum[q][h], all(DBL_MIN))) + a_i[q]);
-            const unsigned bad = filled & ~any(sum[q][0], sum[q][1], all(TINY), all(TINY));
-            torn |= bad;
-            if ((filled & ~bad) == ALL) {
-                at(to) = out[0], at(to + T) = out[1];
-                continue;
+        for (int first = 0; first < T; first += SUMS) {
+            Row sum[SUMS];
+            for (Row& r : sum) r = Row(0.0);
+            for (int m = 0; m < kept; ++m) {
+                const double *r = &factor[m * T * T + first], *e = &t[tile[m] * T * W];
+                for (int k = 0; k < T; ++k) {
+                    const Row e_k(e + k * W);
+#pragma GCC unroll 8
+                    for (int q = 0; q < SUMS; ++q)
+                        for (int h = 0; h < W / L; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
+                }
             }
-            for (int l = 0; l < W; ++l)
-                if (mask >> l & 1)
-                    to[l] = !(filled >> l & 1) ? -INFINITY : (bad >> l & 1) ? INFINITY : out[l / T][l % T];
+            for (int q = 0; q < SUMS; ++q, y += W) {
+                const unsigned bad = filled & ~reaches(sum[q], Row(TINY));
+                torn |= bad;
+                Row out = larger(sum[q], Row(DBL_MIN));
+                for (int h = 0; h < W / L; ++h) out.v[h] = s.v[h] + (log_of<P>(out.v[h]) + a_q[first + q]);
+                if ((filled & ~bad) == ALL) out.store(y);
+                else
+                    for (int l = 0; l < W; ++l)
+                        if (mask >> l & 1)
+                            y[l] = !(filled >> l & 1) ? -INFINITY : (bad >> l & 1) ? INFINITY : out.v[l / L][l % L];
+            }
         }
         wrong |= mark && torn;
-        return torn;
+        return mark ? 0 : torn;
     }
 
-    unsigned fill(long i, unsigned mask, double value) {
+    void fill(double* y, unsigned mask, double value) {
         wrong |= value == INFINITY;
-        for (int q = 0; q < T; ++q)
-            for (int l = 0; l < W; ++l)
-                if (mask >> l & 1) y[(i * T + q) * W + l] = value;
-        return 0;
+        for (int q = 0; q < T * W; ++q)
+            if (mask >> q % W & 1) y[q] = value;
     }
 
-    // One block of lines, from x into y; false where blocks of the kernel are missing.
-    bool lines() {
-        const unsigned good = tops();
-        for (long i = 0; i < a.tiles; ++i) {
-            const unsigned torn = outputs(i, good, false);
-            for (int l = 0; l < W && !missing; ++l)
-                if (torn >> l & 1) outputs(i, 1u << l, true);
-            if (good != ALL) fill(i, ALL & ~good, NAN);
-        }
-        return !std::exchange(missing, false);
+    void lines(Columns& b, long i, unsigned good) {
+        const unsigned torn = outputs(b, i, good, false);
+        for (int l = 0; l < W && !missing; ++l)
+            if (torn >> l & 1) outputs(b, i, 1u << l, true);
+        if (good != ALL) fill(&b.y[i * T * W], ALL & ~good, NAN);
     }
 };
 
-// Lines of `values` (W of them, `stride` between nodes) to and from columns of W.
-template <class A>
-void read(long n, const A* values, const long* line, long stride, double* columns) {
-    if (line[W - 1] - line[0] == W - 1)
-        for (long k = 0; k < n; ++k)
-            for (int l = 0; l < W; ++l) columns[k * W + l] = values[line[0] + k * stride + l];
-    else
-        for (int l = 0; l < W; ++l)
-            for (long k = 0; k < n; ++k) columns[k * W + l] = values[line[l] + k * stride];
+// Calls each(columns, row, place in memory, together) for all nodes of the lines that begin at the places `line`: for
+// those of W lines at once where they lie side by side, else one by one.
+template <class F>
+void visit(long n, const std::vector<long>& line, long after, F each) {
+    const long lines = line.size(), stripe = after < W ? W : lines;  // along a line, or across
+    for (long s = 0; s < lines; s += stripe)
+        for (long j = 0; j < n; j += T)
+            for (long c = s; c < s + stripe; c += W) {
+                const long end = std::min(n, j + T);
+                if (line[c + W - 1] - line[c] == W - 1)
+                    for (long k = j; k < end; ++k) each(c / W, k * W, line[c] + k * after, true);
+                else
+                    for (int l = 0; l < W; ++l)
+                        for (long k = j; k < end; ++k) each(c / W, k * W + l, line[c + l] + k * after, false);
+            }
 }
 
-template <class A>
-void write(long n, const double* columns, const long* line, long stride, A* values) {
-    if (line[W - 1] - line[0] == W - 1)
-        for (long k = 0; k < n; ++k)
-            for (int l = 0; l < W; ++l) values[line[0] + k * stride + l] = A(columns[k * W + l]);
-    else
-        for (int l = 0; l < W; ++l)
-            for (long k = 0; k < n; ++k) values[line[l] + k * stride] = A(columns[k * W + l]);
-}
+// Lines a turn: rows of 512 bytes where rows lie far apart, as long as the cache holds them.
+long wide(long n, long after) { return after < W ? W : W * std::max(1L, std::min(4L, 1024 / n)); }
 
-template <class A, class B>
-void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* done, std::atomic<long>& next,
-         std::atomic<long>& missing, std::atomic<long>& wrong) {
-    Work w(a);
-    const long count = before * after;
-    std::fill(w.x.begin(), w.x.end(), -INFINITY);
-    long line[W];
-    for (long block; (block = next++) * W < count;) {
-        if (done[block]) continue;
-        for (int l = 0; l < W; ++l) {  // lines beyond the last are copies of it
-            const long q = std::min(block * W + l, count - 1);
+struct Shared {
+    std::atomic<long> next{0}, missing{0}, wrong{0};
+};
+
+template <class P, class A, class B>
+void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* done, Shared& shared) {
+    Work<P> w(a);
+    const long count = before * after, width = wide(a.n, after);
+    std::vector<Columns> columns(width / W, Columns(a));
+    std::vector<long> line;
+    for (long turn; (turn = shared.next++) * width < count;) {
+        if (done[turn]) continue;
+        line.resize(std::min(width, (count - turn * width + W - 1) / W * W));
+        for (size_t l = 0; l < line.size(); ++l) {
+            const long q = std::min(turn * width + long(l), count - 1);  // beyond the last: copies of it
             line[l] = q / after * a.n * after + q % after;
         }
-        read(a.n, in, line, after, w.x.data());
-        if ((done[block] = w.lines())) write(a.n, w.y.data(), line, after, out);
-        else ++missing;
+        visit(a.n, line, after, [&](long c, long to, long from, bool together) {
+            double* x = &columns[c].x[to];
+            for (int l = 0; l < (together ? W : 1); ++l) x[l] = in[from + l];
+        });
+        for (size_t c = 0; c < line.size() / W; ++c) {
+            const unsigned good = columns[c].tops(a);
+            for (long i = 0; i < a.tiles; ++i) {
+                const long next = ((turn + 1) * a.n + i * T) * W;  // the next lines, where they follow in memory
+                if (after < W && (turn + 2) * width <= count)
+                    for (long k = next; k < next + T * W; k += 64 / sizeof(A))
+                        __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
+                w.lines(columns[c], i, good);
+            }
+        }
+        done[turn] = !w.missing;
+        shared.missing += w.missing;
+        if (!std::exchange(w.missing, false))
+            visit(a.n, line, after, [&](long c, long from, long to, bool together) {
+                const double* y = &columns[c].y[from];
+                for (int l = 0; l < (together ? W : 1); ++l) out[to + l] = B(y[l]);
+            });
     }
-    wrong += w.wrong;
+    shared.wrong += w.wrong;
 }
 
-template <class A, class B>
+template <class P, class A, class B>
 void spread(const Axis* a, const void* in, void* out, long before, long after, uint8_t* done, long threads,
             long* result) {
-    std::atomic<long> next{0}, missing{0}, wrong{0};
-    auto work = [&] { run(*a, (const A*)in, (B*)out, before, after, done, next, missing, wrong); };
+    Shared shared;
+    auto work = [&] { run<P>(*a, (const A*)in, (B*)out, before, after, done, shared); };
     std::vector<std::thread> others;
-    for (long i = 1; i < std::min(threads, (before * after + W - 1) / W); ++i) others.emplace_back(work);
+    for (long i = 1; i < std::min(threads, before * after / wide(a->n, after)); ++i) others.emplace_back(work);
     work();
     for (auto& t : others) t.join();
-    result[0] = missing, result[1] = wrong;
+    result[0] = shared.missing, result[1] = shared.wrong;
 }
 
 }  // namespace
 
-// Values of shape (before, n, after). result: how many blocks of lines lack blocks of the kernel, and whether any
-// output was marked +inf.
-extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out, long out32, long before, long after,
-                             uint8_t* done, long threads, long* result) {
-    auto f = in32 ? (out32 ? spread<float, float> : spread<float, double>)
-                  : (out32 ? spread<double, float> : spread<double, double>);
+// Values of shape (before, n, after). single: the grid is float32, and so are the values that go in, come out or both.
+// done: one byte for 16 lines, set where they are; result: how many are not, and whether any output was marked.
+extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out, long out32, long single, long before,
+                             long after, uint8_t* done, long threads, long* result) {
+    auto f = !single ? spread<Double, double, double>
+             : in32  ? (out32 ? spread<Single, float, float> : spread<Single, float, double>)
+                     : (out32 ? spread<Single, double, float> : spread<Single, double, double>);
     f(a, in, out, before, after, done, threads, result);
 }

@@ -27,6 +27,7 @@ _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 96
 _MIDDLE = _TILE // 2
 _BAND = 2  # tiles on either side whose blocks are there from the start
 _CHUNK = 1 << 20  # elements of a temporary
+_ALONE = 1 << 16  # with fewer values, .2 ms of work, a second thread costs what it saves
 _ABSENT, _WANTED = -1, -2
 _lock = threading.Lock()  # a kernel that two threads share must not gain blocks while the other reads them
 
@@ -62,27 +63,32 @@ def _build(source: Path) -> Path:
     return library
 
 
-@functools.cache
-def load() -> Any:
-    """The compiled function, or None where it cannot be had, with one warning."""
-    try:
-        return ctypes.CDLL(str(_build(_SOURCE))).bigjko_lines
-    except OSError as error:
-        warnings.warn(
-            f"the fused kernel could not be compiled, its torch version (2 to 4 times slower) runs instead: {error}. "
-            "Install g++, or name a compiler in CXX.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-
-
-class _Struct(ctypes.Structure):
+class _Tables(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in ("n", "tiles", "groups")),
         *((name, ctypes.c_void_p) for name in ("near", "group_near", "group_far", "where", "blocks")),
         ("last", ctypes.c_long),
     ]
+
+
+@functools.cache
+def load() -> Any:
+    """The compiled function, or None where it cannot be had, with one warning."""
+    try:
+        lines = ctypes.CDLL(str(_build(_SOURCE))).bigjko_lines
+        number, place = ctypes.c_long, ctypes.c_void_p
+        kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
+        lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
+        lines.restype = None
+        return lines
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        warnings.warn(
+            f"the fused kernel could not be compiled, its torch version, 3 to 5 times slower, runs instead: {error}. "
+            "Install g++, or name a compiler in CXX.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 class FusedAxis:
@@ -96,27 +102,23 @@ class FusedAxis:
         self.tiles = -(-self.n // _TILE)
         index = torch.arange(self.tiles * _TILE).clamp(max=self.n - 1)
         self.nodes = factor.nodes.double()
+        self.single = factor.nodes.dtype == torch.float32
         self.padded = self.nodes[index].reshape(self.tiles, _TILE, -1)
         self.cost, self.epsilon = cost, epsilon
         groups = -(-self.tiles // _GROUP)
         self.near = self.padded.new_empty(self.tiles, self.tiles)
         self.group_near, self.group_far = self.padded.new_empty(2, self.tiles, groups)
-        for i, tile in enumerate(self.padded):
+        grouped = torch.arange(groups * _GROUP).clamp(max=self.tiles - 1)
+        for i, tile in enumerate(self.padded):  # filled in place: see TorchAxis
             log_k = self._log_k(tile[:, None, None], self.padded[None])
             self.near[i] = log_k.amax(dim=(0, 2))
-            far = log_k.amin(dim=(0, 2))
-            for g, (a, b) in enumerate(zip(self.near[i].split(_GROUP), far.split(_GROUP), strict=True)):
-                self.group_near[i, g], self.group_far[i, g] = a.max(), b.min()
-        offsets = torch.arange(-_BAND, _BAND + 1)
-        inputs = torch.arange(self.tiles)[:, None] + offsets
-        inside = torch.ones_like(inputs, dtype=torch.bool)
-        if isinstance(factor, Circle):
-            inputs = inputs % self.tiles
-        else:
-            inside = (inputs >= 0) & (inputs < self.tiles)
-        band = torch.zeros(self.tiles, self.tiles, dtype=torch.bool)
-        band[torch.arange(self.tiles)[:, None].expand_as(inputs)[inside], inputs[inside]] = True
-        self.band = band.nonzero()
+            self.group_near[i] = self.near[i, grouped].reshape(groups, _GROUP).amax(dim=1)
+            self.group_far[i] = log_k.amin(dim=(0, 2))[grouped].reshape(groups, _GROUP).amin(dim=1)
+        outputs = torch.arange(self.tiles)[:, None].expand(-1, 2 * _BAND + 1)
+        inputs = outputs + torch.arange(-_BAND, _BAND + 1)
+        inside = (inputs >= 0) & (inputs < self.tiles) | isinstance(factor, Circle)
+        band = torch.stack([outputs[inside], inputs[inside] % self.tiles], dim=1)
+        self.band = band.unique(dim=0)  # a circle of few tiles meets itself
         self.room = max(256 * self.n, grid_size) // _BLOCK
         self._restart()
 
@@ -153,39 +155,28 @@ class FusedAxis:
             return self._lines(b, dtype)
 
     def _lines(self, b: Tensor, dtype: torch.dtype) -> Tensor:
-        before, n, after = b.shape
+        before, _, after = b.shape
         b = b.contiguous()
         out = torch.empty(b.shape, dtype=dtype)
         done = torch.zeros(-(-before * after // _LINES), dtype=torch.uint8)
-        result = (ctypes.c_long * 2)()
-        threads = torch.get_num_threads() if b.numel() > _CHUNK // 16 else 1
-        wrong, last, fresh = False, False, False
-        while True:
+        threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
+        result = (ctypes.c_long * 2)(1, 0)
+        wrong, last, restarted = False, False, False
+        while result[0]:
             tables = (self.near, self.group_near, self.group_far, self.where, self.blocks)
-            axis = _Struct(self.n, self.tiles, self.group_near.shape[1], *(t.data_ptr() for t in tables), last)
-            load()(
-                ctypes.byref(axis),
-                ctypes.c_void_p(b.data_ptr()),
-                ctypes.c_long(b.dtype == torch.float32),
-                ctypes.c_void_p(out.data_ptr()),
-                ctypes.c_long(dtype == torch.float32),
-                ctypes.c_long(before),
-                ctypes.c_long(after),
-                ctypes.c_void_p(done.data_ptr()),
-                ctypes.c_long(threads),
-                result,
-            )
+            axis = _Tables(self.n, self.tiles, self.group_near.shape[1], *(t.data_ptr() for t in tables), last)
+            values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), dtype == torch.float32)
+            load()(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
             wrong |= bool(result[1])
-            if not result[0]:
-                break
-            wanted = (self.where == _WANTED).nonzero()
-            if wanted.shape[0] > self.room - self.blocks.shape[0] and not fresh:
-                self._restart()  # most of what is kept was for other values
-                fresh = True
-                continue
-            last = wanted.shape[0] > self.room - self.blocks.shape[0]
-            self.where[self.where == _WANTED] = _ABSENT
-            self._add(wanted[: max(0, self.room - self.blocks.shape[0])])
+            if result[0]:
+                wanted = (self.where == _WANTED).nonzero()
+                last = wanted.shape[0] > self.room - self.blocks.shape[0]
+                if last and not restarted:  # most of the blocks that are kept served other values
+                    last, restarted = False, True
+                    self._restart()
+                else:
+                    self.where[self.where == _WANTED] = _ABSENT
+                    self._add(wanted[: self.room - self.blocks.shape[0]])
         if wrong:
             self._repair(out, b)
         return out

@@ -1,0 +1,234 @@
+"""The compiled version of Separable: shapes of lines, the path that it took, and how it is built.
+
+That it agrees with the oracle on every grid, cost and input is test_kernels.py's matrix.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bigjko_kernels import LOG_ZERO, Circle, Factor, Grid, Line, Separable, SquaredArc, SquaredEuclidean, fused
+from bigjko_kernels.fused import FusedAxis
+from bigjko_kernels.separable import TorchAxis
+
+from .registry import GRIDS, INPUTS, log_tolerance
+from .test_kernels import Largest, assert_close, epsilon_of, exact, hard, oracle
+
+
+def on_axis(factor: Factor) -> FusedAxis:
+    cost = SquaredArc() if isinstance(factor, Circle) else SquaredEuclidean()
+    return FusedAxis(factor, cost, 0.75 * factor.spacing**2, factor.size)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(st.integers(1, 20), st.integers(2, 50), st.integers(1, 70)),
+    periodic=st.booleans(),
+    drift=st.sampled_from([0.0, 5.0, 100.0]),
+)
+def test_lines_may_lie_in_memory_in_any_way(
+    seed: int, shape: tuple[int, int, int], periodic: bool, drift: float
+) -> None:
+    # 16 lines at a time: fewer than that, more, side by side in memory, one node after the other, or across a gap.
+    generator = torch.Generator().manual_seed(seed)
+    before, n, after = shape
+    factor = Circle.uniform(n) if periodic and n > 2 else Line.uniform(0.0, 1.0, n)
+    axis = on_axis(factor)
+    b = drift * torch.linspace(0.0, n / 0.75, n)[:, None].double() + torch.randn(shape, generator=generator).double()
+    b = b.masked_fill(torch.rand(shape, generator=generator) < 0.05, LOG_ZERO)
+    log_k = -axis.cost(factor.nodes[:, None], factor.nodes) / axis.epsilon
+    expected = (log_k[:, :, None] + b[:, None]).logsumexp(2)
+    assert_close(axis(b, torch.float64), expected, log_tolerance(expected, torch.float64))
+
+
+def test_two_threads_give_what_one_gives() -> None:
+    factor = Line.uniform(0.0, 1.0, 100)
+    b = torch.randn(3, 100, 333, dtype=torch.float64)
+    alone = on_axis(factor)(b, torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = on_axis(factor)(b, torch.float64)
+    finally:
+        torch.set_num_threads(threads)
+    assert b.numel() >= fused._ALONE
+    # Tiles below the bound may come in or not, with the lines that a thread did before: half an ulp, and the order.
+    assert (together - alone).abs().max() <= 1e-14
+
+
+# ----------------------------------------------------------------------------------------------------- the path taken
+
+
+@dataclass
+class Taken:
+    """Outputs that a true log-sum-exp had to mend, and how often the kept blocks were thrown away."""
+
+    mended: int = 0
+    restarts: int = 0
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    seen, repair, restart = Taken(), FusedAxis._repair, FusedAxis._restart
+
+    def watched_repair(self: FusedAxis, out: Tensor, b: Tensor) -> None:
+        seen.mended += int((out == math.inf).sum())
+        repair(self, out, b)
+
+    def watched_restart(self: FusedAxis) -> None:
+        seen.restarts += hasattr(self, "blocks")
+        restart(self)
+
+    monkeypatch.setattr(FusedAxis, "_repair", watched_repair)
+    monkeypatch.setattr(FusedAxis, "_restart", watched_restart)
+    return seen
+
+
+def blocks(K: Separable) -> list[int]:
+    return [axis.blocks.shape[0] for axis in K._axes if isinstance(axis, FusedAxis)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_cpu_takes_the_fused_version(dtype: torch.dtype) -> None:
+    grid = GRIDS["box"]().to(dtype=dtype)
+    assert all(isinstance(axis, FusedAxis) for axis in Separable(grid, 0.1)._axes)
+
+
+def test_smooth_input_needs_no_other_blocks_and_no_repair(path: Taken) -> None:
+    for grid in (GRIDS["line"](), GRIDS["plane"](), GRIDS["circle"]()):
+        K = Separable(grid, epsilon_of(grid))
+        fresh = blocks(K)
+        K.log_apply(INPUTS["smooth"](grid))
+        assert blocks(K) == fresh
+    assert path.mended == 0
+
+
+def test_a_drift_of_20_nodes_needs_a_few_more_blocks_and_no_repair(path: Taken) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [700])
+    K = Separable(grid, epsilon_of(grid))
+    b = INPUTS["moves 20 nodes"](grid)
+    expected = exact("line", "euclidean", 0.75, "moves 20 nodes", torch.float64)
+    assert_close(K.log_apply(b), expected, log_tolerance(expected, torch.float64))
+    # 88 tiles. Bounds see mass from where it is to twice where it goes: 40 nodes, 5 tiles, and 3 on each side.
+    (known,) = blocks(K)
+    assert known <= 88 * (2 * 2 + 1 + 5 + 6)
+    K.log_apply(b)
+    assert blocks(K) == [known]
+    assert path.mended == 0
+
+
+def test_slopes_that_tear_a_tile_need_no_repair(path: Taken) -> None:
+    # 100 nodes a step, towards the middle: 133 a node, 1067 a tile, more than the range of a double.
+    grid = Grid.uniform([0.0, 0.0], [399.0, 29.0], [400, 30])
+    x = grid.points()[:, 0].reshape(grid.shape)
+    b = torch.minimum(x, 399 - x) * (100 / 0.75)
+    K = Separable(grid, epsilon_of(grid))
+    expected = Separable(grid, K.epsilon, axis=TorchAxis).log_apply(b)
+    assert_close(K.log_apply(b), expected, log_tolerance(expected, torch.float64))
+    assert path.mended == 0
+
+
+def test_sums_that_underflow_are_mended(path: Taken) -> None:
+    # The cost of the cone rises to 36.8 within a few nodes, and stays there: exp(-(c_ik - c_rk)/eps) spans it all.
+    grid = GRIDS["circle"]()
+    cost = "cone of any start"
+    K = Separable(grid, epsilon_of(grid), oracle("circle", cost, 0.75, torch.float64).cost)
+    out = K.log_apply(INPUTS["one spike"](grid))
+    expected = exact("circle", cost, 0.75, "one spike", torch.float64)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
+    assert 0 < path.mended <= grid.size / 10
+
+
+def test_blocks_that_find_no_room_cost_time_and_no_digit(path: Taken) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [700])
+    K = Separable(grid, epsilon_of(grid))
+    (axis,) = K._axes
+    assert isinstance(axis, FusedAxis)
+    axis.room = axis.blocks.shape[0] + 100
+    for values in ("moves 20 nodes", "spans 1e4"):
+        expected = exact("line", "euclidean", 0.75, values, torch.float64)
+        assert_close(K.log_apply(INPUTS[values](grid)), expected, log_tolerance(expected, torch.float64))
+        assert axis.blocks.shape[0] <= axis.room
+    assert path.restarts == 2
+    assert path.mended > 0
+
+
+def test_a_kernel_gives_the_same_answer_whatever_it_was_given_before() -> None:
+    grid = GRIDS["line"]()
+    used, fresh = Separable(grid, epsilon_of(grid)), Separable(grid, epsilon_of(grid))
+    for values in ("moves 20 nodes", "one spike"):
+        used.log_apply(INPUTS[values](grid))
+    b = INPUTS["smooth"](grid)
+    assert torch.equal(used.log_apply(b), fresh.log_apply(b))
+
+
+def test_a_long_axis_allocates_no_square(path: Taken) -> None:
+    grid = Grid.uniform([-3.0], [3.0], [20_000])
+    with Largest() as largest:
+        K = Separable(grid, epsilon_of(grid))
+        for b in hard(grid):
+            K.log_apply(b)
+    # Blocks: 256 entries a node. Bounds of tiles with tiles: (N/8)^2 = 313 N; N^2 would be 20,000 N.
+    assert largest.entries <= 313 * grid.size
+    assert path.mended == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+USE = """
+import torch
+from bigjko_kernels import Grid, Separable
+grid = Grid.uniform([0.0], [1.0], [50])
+K = Separable(grid, 0.1)
+print(type(K._axes[0]).__name__, float(K.log_apply(torch.zeros(50, dtype=torch.float64))[0]))
+"""
+
+
+def told(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """The last line, after what KeOps has to say, and the warnings."""
+    out, errors = process.communicate()
+    return out.splitlines()[-1] if out else "", errors
+
+
+def use(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "BIGJKO_CACHE_FOLDER": str(folder), **environment}
+    command = [sys.executable, "-c", USE]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_without_a_compiler_the_torch_version_runs_and_says_so(tmp_path: Path) -> None:
+    out, errors = told(use(tmp_path, CXX="no-such-compiler"))
+    assert out.startswith("TorchAxis")
+    assert errors.count("RuntimeWarning: the fused kernel could not be compiled") == 1
+    assert "there is no compiler no-such-compiler. Install g++" in errors
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho what went wrong >&2\nexit 1\n")
+    broken.chmod(0o755)
+    out, errors = told(use(tmp_path / "cache", CXX=str(broken)))
+    assert out.startswith("TorchAxis")
+    assert "failed: what went wrong" in errors
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_build_at_once_and_a_third_builds_nothing(tmp_path: Path) -> None:
+    pair = [use(tmp_path), use(tmp_path)]
+    first, second = (told(process)[0] for process in pair)
+    assert first == second
+    assert first.startswith("FusedAxis")
+    (library,) = tmp_path.iterdir()
+    made = library.stat().st_mtime_ns
+    assert told(use(tmp_path))[0] == first
+    assert library.stat().st_mtime_ns == made
