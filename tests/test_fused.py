@@ -172,14 +172,20 @@ def test_a_kernel_gives_the_same_answer_whatever_it_was_given_before() -> None:
 
 
 def test_a_long_axis_allocates_no_square(path: Taken) -> None:
-    grid = Grid.uniform([-3.0], [3.0], [20_000])
+    grid = Grid.uniform([-3.0], [3.0], [16_000])
     with Largest() as largest:
         K = Separable(grid, epsilon_of(grid))
         for b in hard(grid):
             K.log_apply(b)
-    # Blocks: 256 entries a node. Bounds of tiles with tiles: (N/8)^2 = 313 N; N^2 would be 20,000 N.
-    assert largest.entries <= 313 * grid.size
+    assert isinstance(K._axes[0], FusedAxis)
+    # Blocks and bounds hold 256 entries a node at most; N^2 would be 16,000 N.
+    assert largest.entries <= 256 * grid.size
     assert path.mended == 0
+
+
+def test_an_axis_whose_bounds_would_take_too_much_memory_is_left_to_torch() -> None:
+    assert not FusedAxis.takes(Line.uniform(0.0, 1.0, 17_000), 17_000)
+    assert FusedAxis.takes(Line.uniform(0.0, 1.0, 17_000), 17_000 * 300)
 
 
 # ------------------------------------------------------------------------------------------------------------ building

@@ -92,10 +92,16 @@ def load() -> Any:
 
 
 class FusedAxis:
-    """The kernel along one factor, on values of shape (before, n, after); see fused.cpp for the sums.
+    """The kernel along one factor, on values of shape (before, n, after) on the CPU; see fused.cpp for the sums.
 
-    Keeps (n/8)^2 bounds and the blocks of the kernel that were ever needed, up to max(256 n, N) numbers of them.
+    Keeps 1.5 (n/8)^2 bounds, and the blocks of the kernel that were ever needed: up to max(256 n, N) numbers.
     """
+
+    @staticmethod
+    def takes(factor: Factor, grid_size: int) -> bool:
+        """Whether this machine can, and the bounds need no more room than the blocks."""
+        long = factor.size**2 // _TILE**2 > max(256 * factor.size, grid_size)
+        return factor.nodes.device.type == "cpu" and not long and load() is not None
 
     def __init__(self, factor: Factor, cost: Cost, epsilon: float, grid_size: int) -> None:
         self.n = factor.size
