@@ -50,19 +50,24 @@ def test_lines_may_lie_in_memory_in_any_way(
     assert_close(axis(b, torch.float64), expected, log_tolerance(expected, torch.float64))
 
 
-def test_two_threads_give_what_one_gives() -> None:
-    factor = Line.uniform(0.0, 1.0, 100)
-    b = torch.randn(3, 100, 333, dtype=torch.float64)
-    alone = on_axis(factor)(b, torch.float64)
+def test_threads_and_history_do_not_change_a_bit() -> None:
+    """A step is pure: the same values give the same bits, on one thread or two, on a new axis or a used one."""
+    grid = Grid.uniform([-3.0] * 3, [3.0] * 3, [64] * 3)
+    x = grid.points().reshape(*grid.shape, 3)
+    b = -((x**2).sum(-1) / 2 + 0.75 * x[..., 0].relu() * x[..., 1]) / (0.75 * grid.spacing)  # 9 nodes of drift
+    axis = on_axis(grid.factors[0])
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    found = []
     try:
-        together = on_axis(factor)(b, torch.float64)
+        for count in (1, 2, 2, 2, 1):
+            torch.set_num_threads(count)
+            for before in (1, 64 * 64):  # lines side by side, and one by one
+                found.append(axis(b.reshape(before, 64, -1), torch.float64))
+        fresh = [on_axis(grid.factors[0])(b.reshape(before, 64, -1), torch.float64) for before in (1, 64 * 64)]
     finally:
         torch.set_num_threads(threads)
     assert b.numel() >= fused._ALONE
-    # Tiles below the bound may come in or not, with the lines that a thread did before: half an ulp, and the order.
-    assert (together - alone).abs().max() <= 1e-14
+    assert all(torch.equal(out, fresh[k % 2]) for k, out in enumerate(found))
 
 
 # ----------------------------------------------------------------------------------------------------- the path taken

@@ -171,6 +171,11 @@ struct Work {  // one thread's
     explicit Work(const Axis& axis)
         : a(axis), t(a.tiles * T * W), t_top(a.tiles * W), factor(a.tiles * T * T), from(a.tiles), to(a.tiles),
           tile(a.tiles), block(a.tiles), margin(P::margin + std::log(double(a.n))) {
+        begin();
+    }
+
+    // At every turn: a guess from another turn's lines would make the last bit depend on which thread did them.
+    void begin() {
         for (long i = 0; i < a.tiles; ++i) from[i] = std::max(0L, i - 1), to[i] = std::min(a.tiles, i + 2);
     }
 
@@ -332,6 +337,7 @@ void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* d
     std::vector<long> line;
     for (long turn; (turn = shared.next++) * width < count;) {
         if (done[turn]) continue;
+        w.begin();
         line.resize(std::min(width, (count - turn * width + W - 1) / W * W));
         for (size_t l = 0; l < line.size(); ++l) {
             const long q = std::min(turn * width + long(l), count - 1);  // beyond the last: copies of it
