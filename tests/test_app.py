@@ -1,7 +1,9 @@
 """`bigjko run` and `bigjko compare`: what they leave, what they print, what they refuse, and how they stop."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,7 +114,9 @@ def test_run_leaves_a_folder_that_can_be_read_again(tmp_path: Path) -> None:
 
     again = invoke("compare", out)
     assert again.exit_code == 0, again.output
-    assert again.stdout.splitlines() == done.stdout.splitlines()
+    shown, wrote = again.stdout.splitlines(), done.stdout.splitlines()
+    assert shown == wrote[:-1]  # compare writes nothing, and does not say it did
+    assert wrote[-1] == f"All of it is in {out}"
 
 
 def test_several_runs_get_a_folder_each_and_one_summary(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_several_runs_get_a_folder_each_and_one_summary(tmp_path: Path) -> None:
     assert "no box" in done.stdout
     assert runs["projected"]["mass_end"] > runs["projected"]["mass_start"]
     again = invoke("compare", out)
-    assert again.stdout == done.stdout
+    assert again.stdout.splitlines() == done.stdout.splitlines()[:-1]
     assert invoke("compare", out / "projected").exit_code == 0
 
 
@@ -277,6 +281,38 @@ def test_compare_refuses_what_run_did_not_leave(tmp_path: Path) -> None:
     assert "holds no run" in refused("compare", tmp_path / "none")
 
 
+def test_compare_leaves_no_run_out_in_silence(tmp_path: Path) -> None:
+    """Two runs of one name below a folder, at any depth, are both shown; one that lacks a flow is named."""
+    file = written(tmp_path, TINY)
+    for name in ("runs/a", "runs/deep/b", "runs/killed"):
+        assert invoke("run", file, "--out", tmp_path / name).exit_code == 0
+    shutil.rmtree(tmp_path / "runs/killed/flow-jko.zarr")
+    found, skipped = run.reload(tmp_path / "runs")
+    assert set(found) == {"a", "deep/b"}
+    assert len(skipped) == 1
+    shown = invoke("compare", tmp_path / "runs")
+    assert shown.exit_code == 0
+    assert "killed has no flow-jko.zarr" in shown.stderr.replace("\n", "")
+    assert "All of it is in" not in shown.stdout
+    assert "has no flow-jko.zarr" in refused("compare", tmp_path / "runs/killed")
+
+
+def test_a_flow_that_was_cut_short_says_so_when_it_is_compared(tmp_path: Path) -> None:
+    """Its status is in the table and the verdict; the transport distance at the start is not passed off as its own."""
+    out = tmp_path / "out"
+    assert invoke("run", written(tmp_path, TINY), "--out", out).exit_code == 0
+    whole = bj.Flow.load(out / "flow-jko.zarr")
+    shutil.rmtree(out / "flow-jko.zarr")
+    cut = dataclasses.replace(
+        whole, status=bj.Status.interrupted, saved_times=whole.saved_times[:1], measures=whole.measures[:1]
+    )
+    cut.save(out / "flow-jko.zarr")
+    shown = invoke("compare", out).stdout
+    assert "JKO interrupted" in shown
+    assert "it did not reach its end" in " ".join(shown.split())
+    assert run.reload(out)[0]["lifted"]["transport_end"] is None
+
+
 def test_libraries_that_are_missing_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,6 +451,7 @@ def test_the_verdict_follows_the_numbers(
         "t_end": 2.0,
         "boundary_mass_max": edge,
         "width_min": width,
+        "status": {"jko": "ok", "gd": "ok"},
     }
     assert said in verdict({"a": numbers})
     assert verdict({"a": numbers, "b": numbers}).count("?") == 1

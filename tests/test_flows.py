@@ -109,6 +109,16 @@ def test_a_narrow_measure_draws_the_warning() -> None:
         bj.evolve(bj.JKO(bj.Potential(lambda x: x[:, 0]), grid, tau=0.1), start, 0.1)
 
 
+def test_an_epsilon_that_blurs_the_start_draws_a_warning() -> None:
+    """.75 copied from a file, where it is in h^2, is 34 h^2 here: what it costs is far above the flow's own gap."""
+    grid = bj.Grid.uniform([-3.0], [3.0], [61])
+    start = bj.GridMeasure.gaussian(grid, mean=0.0, std=0.5)
+    energy = bj.Potential(lambda x: x[:, 0])
+    with pytest.warns(bj.NarrowMeasureWarning, match=r"epsilon is 0.75 \(75 h\^2\), more than half"):
+        bj.JKO(energy, grid, tau=0.1, epsilon=0.75).init(start)
+    bj.JKO(energy, grid, tau=0.1).init(start)  # warnings are errors here: the default draws none
+
+
 def test_mass_at_the_edge_draws_the_warning() -> None:
     """A box that the flow runs into is reported, not suffered."""
     grid = bj.Grid.uniform([-1.0], [1.0], [61])

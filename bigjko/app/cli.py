@@ -85,7 +85,8 @@ def app() -> "typer.Typer":
             if not _out_of_memory(error):
                 raise
             fail(f"received grids that do not fit into memory ({error}): take fewer nodes, or dtype = 'float32'")
-        _show(found, folder)
+        _show(found)
+        Console().print(f"All of it is in {folder}", markup=False, highlight=False, soft_wrap=True)
 
     @commands.command()
     def compare(
@@ -93,18 +94,20 @@ def app() -> "typer.Typer":
     ) -> None:
         """Read the flows of a folder again and say how far apart they are."""
         try:
-            found = reload(folder)
+            found, skipped = reload(folder)
         except (ConfigError, ImportError, OSError, ValueError) as refused:
             fail(refused)
         except KeyboardInterrupt:
             fail("interrupted: nothing has been changed", _INTERRUPTED)
-        _show(found, folder)
+        for line in skipped:
+            Console(stderr=True).print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
+        _show(found)
 
     return commands
 
 
-def _show(found: dict[str, dict[str, Any]], folder: Path) -> None:
-    """The table, the verdict, the folder."""
+def _show(found: dict[str, dict[str, Any]]) -> None:
+    """The table and the verdict."""
     from rich.console import Console
 
     from .verdict import table, verdict
@@ -112,7 +115,6 @@ def _show(found: dict[str, dict[str, Any]], folder: Path) -> None:
     console = Console()
     console.print(table(found))
     console.print(verdict(found), style="bold", markup=False, highlight=False)
-    console.print(f"All of it is in {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _out_of_memory(error: BaseException) -> bool:

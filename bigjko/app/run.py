@@ -90,27 +90,37 @@ def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Number
     return found
 
 
-def reload(folder: Path) -> dict[str, Numbers]:
-    """The numbers of every run in a folder that `execute` left, from the flows themselves.
+def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
+    """The numbers of every run in or below a folder that `execute` left, from the flows themselves.
+
+    Returns:
+        The numbers by run (a run below the folder goes by its path), and a line for every run that lacks a flow.
 
     Raises:
         ConfigError: for a folder without two flows to compare.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    runs = sorted({path.parent for path in folder.rglob("flow-*.zarr")}) if folder.is_dir() else []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a folder of several runs knows their order
         order = list(json.loads((folder / "summary.json").read_text("utf-8"))["runs"])
-        inside.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
-    whole = [path for path in [folder, *inside] if all((path / f"flow-{k}.zarr").exists() for k in ("jko", "gd"))]
-    if not whole:
+        runs.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
+    found, skipped = {}, []
+    for path in runs:
+        lacks = [kind for kind in ("jko", "gd") if not (path / f"flow-{kind}.zarr").exists()]
+        if lacks:
+            skipped.append(
+                f"{path} has no flow-{lacks[0]}.zarr: that flow never started, or was killed before it was saved"
+            )
+            continue
+        jko, gd = Flow.load(path / "flow-jko.zarr"), Flow.load(path / "flow-gd.zarr")
+        name = jko.attributes.get("run", path.name) if path == folder else str(path.relative_to(folder))
+        found[name] = numbers(compare(jko, gd))
+    if not found:
         raise ConfigError(
-            f"received {folder}, which holds no run with both flow-jko.zarr and flow-gd.zarr, need a folder that "
+            "; ".join(skipped)
+            or f"received {folder}, which holds no run with both flow-jko.zarr and flow-gd.zarr, need a folder that "
             "bigjko run left: check the path"
         )
-    found = {}
-    for path in whole:
-        jko, gd = Flow.load(path / "flow-jko.zarr"), Flow.load(path / "flow-gd.zarr")
-        found[jko.attributes.get("run", path.name)] = numbers(compare(jko, gd))
-    return found
+    return found, skipped
 
 
 # ---------------------------------------------------------------------------------------------------------- running

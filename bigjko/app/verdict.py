@@ -34,7 +34,7 @@ def numbers(held: Comparison) -> Numbers:
     boxed = grid is not None and bool(grid.edge.any())
     edge, width = _stat(jko, "boundary_mass"), _stat(jko, "width")
     error = _stat(jko, "mass_error")
-    kept = len(held.transport_times) > 0
+    kept = len(held.transport_times) > 0 and float(held.transport_times[-1]) > 0  # at 0 both are the start
     return {
         "way": None if jko.neurons is None else jko.neurons.name,
         "status": {"jko": jko.status.name, "gd": gd.status.name},
@@ -162,7 +162,13 @@ def _share(run: Numbers) -> str:
     )
 
 
+def _cut_short(run: Numbers) -> str:
+    """Which flows did not reach their end, and how they ended."""
+    return ", ".join(f"{kind.upper()} {status}" for kind, status in run["status"].items() if status != "ok")
+
+
 _ROWS: tuple[tuple[str, Any], ...] = (
+    ("status", lambda run: _cut_short(run) or "both flows reached their end"),
     ("way, data", lambda run: f"{run['way']}, n = {run['data']}, t = 0 to {run['t_end']:.4g}"),
     ("grid", _grid),
     ("JKO: tau, epsilon", _jko),
@@ -204,6 +210,8 @@ def _answer(run: Numbers) -> str:
         return "it cannot be told, since gradient descent moves no output"
     word = "yes" if share <= _YES else "roughly" if share <= _ROUGHLY else "no"
     doubts = []
+    if _cut_short(run):
+        doubts.append(f"it did not reach its end ({_cut_short(run)})")
     if _edge_matters(run):
         doubts.append(f"up to {run['boundary_mass_max']:.2%} of the mass sat at the edge of the box")
     if _narrow(run):

@@ -43,8 +43,9 @@ class JKO(Stepper[GridMeasure, JKOState]):
         energy: F: a Risk, or a Potential.
         grid: nodes on Theta.
         tau: time step, in physical time (with cost |x - y|^2 / 2 it is the flow's own time).
-        epsilon: entropic temperature; .75 h^2 by default. Below .5 h^2 mass moves visibly slow (a warning), below
-            .25 h^2 it is pinned (refused).
+        epsilon: entropic temperature, absolute, in units of the cost (files give it in h^2); .75 h^2 by default. Below
+            .5 h^2 mass moves visibly slow (a warning), below .25 h^2 it is pinned to the nodes (refused); above half
+            the start's narrowest variance entropy decides instead of the flow (a warning).
         entropy: Debiased() or Plain().
         scheme: FirstOrder().
         solver: DualSolver(), or ScalingSolver() for reference.
@@ -119,6 +120,16 @@ class JKO(Stepper[GridMeasure, JKOState]):
             raise StepError(f"received a {type(measure).__name__}, need a GridMeasure for JKO: use neurons.measure")
         if not measure.grid.matches(self.grid):
             raise StepError(f"received a measure on {measure.grid!r}, need one on the stepper's own grid")
+        epsilon, h = self.transport.epsilon, self.grid.spacing
+        narrowest = (float(measure.width) * h) ** 2
+        if epsilon > narrowest / 2:
+            warnings.warn(
+                f"epsilon is {epsilon:.3g} ({epsilon / h**2:.3g} h^2), more than half the narrowest variance of the "
+                f"start, {narrowest:.3g}: entropy, and not the flow, decides at that scale; epsilon is in units of the "
+                "cost, and .75 h^2 is the default",
+                NarrowMeasureWarning,
+                stacklevel=3,
+            )
         z = self.composite.loss.gradient(self.composite.outputs(measure.masses), self.composite.targets)
         return JKOState(z, self.entropy.init(self.transport, measure.log_masses))
 
