@@ -83,7 +83,7 @@ def load() -> Any:
         return lines
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         warnings.warn(
-            f"the fused kernel could not be compiled, its torch version, five times slower, runs instead: {error}. "
+            f"the fused kernel could not be compiled, its torch version, several times slower, runs instead: {error}. "
             "Install g++, or name a compiler in CXX.",
             RuntimeWarning,
             stacklevel=2,

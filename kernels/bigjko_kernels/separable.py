@@ -39,8 +39,8 @@ class Separable(GibbsKernel):
     Cost: 3 to 5 passes of torch.exp an axis in float64, 5 to 8 in float32 (whose sums also run in float64), whatever
     the slope of b; two arrays of N in float64. Input that jumps by hundreds from node to node falls back to n
     exponentials for the nodes where sums underflow.
-    The torch version takes five times as long; it also falls back for slopes of b that move mass more than a window
-    (16 nodes, doubling to 128 or more) or tear a tile by 600.
+    The torch version takes three to five times as long; it also falls back for slopes of b that move mass more than a
+    window (16 nodes, doubling to 128 or more) or tear a tile by 600.
 
     Args:
         grid: the nodes.
