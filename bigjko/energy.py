@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Features, Grid
+from bigjko_kernels.sums import inner
 
 from .errors import RiskError
 from .losses import Loss, Squared
@@ -37,13 +38,12 @@ class Composite:
     def value(self, p: Tensor, outputs: Float[Tensor, " n"] | None = None) -> Float[Tensor, ""]:
         """F(p), in float64; outputs spare a pass over the nodes."""
         u = self.outputs(p) if outputs is None else outputs
-        return self.loss.value(u, self.targets) + (self.potential * p).sum(dtype=torch.float64)
+        return self.loss.value(u, self.targets) + inner(p, self.potential)
 
-    def at(self, z: Float[Tensor, " n"]) -> Tensor:
-        """V + M^T z: the first variation of F where z = grad g(M p)."""
-        if z.numel() == 0:
-            return self.potential
-        return self.potential + self.features.potential(z.to(self.potential.dtype))
+    def at(self, z: Float[Tensor, " n"], out: Tensor | None = None) -> Tensor:
+        """V + M^T z: the first variation of F where z = grad g(M p); into out where it is given."""
+        out = torch.empty_like(self.potential, memory_format=torch.contiguous_format) if out is None else out
+        return self.features.add_potential(self.potential, z.to(self.potential.dtype), out)
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class _None(Features):
         return torch.zeros(0, dtype=torch.float64, device=self.device)
 
     def potential(self, z: Tensor) -> Tensor:
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
     def gram(self, p: Tensor) -> Tensor:
         return torch.zeros(0, 0, dtype=torch.float64, device=self.device)

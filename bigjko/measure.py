@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, GibbsKernel, Grid, GridError, Line, Separable
+from bigjko_kernels.sums import inner, rows_at_once
 
 from .errors import MeasureError
 
@@ -109,6 +110,15 @@ class GridMeasure:
             raise MeasureError("received a density without mass, need a positive value at one node at least")
         return cls(grid, (log_masses.double() - total + math.log(mass)).to(grid.dtype))
 
+    @classmethod
+    def known(
+        cls, grid: Grid, log_masses: Float[Tensor, "*grid"], masses: Float[Tensor, "*grid"]
+    ) -> "GridMeasure":
+        """A measure whose masses, exp(log_masses), have been computed already."""
+        measure = cls(grid, log_masses)
+        measure.__dict__["masses"] = masses  # where cached_property keeps it
+        return measure
+
     @cached_property
     def masses(self) -> Float[Tensor, "*grid"]:
         """exp(log_masses)."""
@@ -122,7 +132,15 @@ class GridMeasure:
     @cached_property
     def boundary_mass(self) -> Float[Tensor, ""]:
         """The share of the mass that sits on an artificial edge of the box."""
-        return self.grid.sum(self.masses * self.grid.edge) / self.mass
+        total = torch.zeros((), dtype=torch.float64, device=self.grid.device)
+        rest = self.masses  # what no edge of an earlier axis has counted
+        for k, f in enumerate(self.grid.factors):
+            total += self.grid.sum(rest.index_select(k, f.edge.nonzero()[:, 0]))
+            inner_nodes = (~f.edge).nonzero()[:, 0]  # a run without gaps: edges are ends
+            if inner_nodes.numel() == 0:
+                break
+            rest = rest.narrow(k, int(inner_nodes[0]), inner_nodes.numel())
+        return total / self.mass
 
     @cached_property
     def width(self) -> Float[Tensor, ""]:
@@ -131,17 +149,22 @@ class GridMeasure:
         For a Gaussian it is std / h; for mass on one node .35; features that hold a share f of the mass and are
         s wide show as s / sqrt(f). Infinite where no axis has neighbours (sheets, spheres).
         """
-        widest = torch.tensor(math.inf, dtype=torch.float64, device=self.grid.device)
-        root = (self.log_masses / 2).exp()
-        for k, f in enumerate(self.grid.factors):
-            if f.size == 1 or not isinstance(f, Line | Circle):
-                continue
-            rise = root.roll(-1, k) - root
-            if isinstance(f, Line):  # the box ends there: no neighbour beyond the last node
-                rise = rise.narrow(k, 0, f.size - 1)
-            information = 4 * (rise**2).sum(dtype=torch.float64) / self.mass
-            widest = torch.minimum(widest, information.rsqrt())
-        return widest
+        rise2 = torch.zeros(len(self.grid.factors), dtype=torch.float64, device=self.grid.device)
+        size = rows_at_once(self.masses)
+        for start in range(0, self.grid.shape[0], size):
+            # One row more, for the differences between slabs; a circle meets its first row again.
+            root = self.masses[start : start + size + 1].sqrt()
+            own = root[:size]
+            for k, f in enumerate(self.grid.factors):
+                if f.size == 1 or not isinstance(f, Line | Circle):
+                    continue
+                x = root if k == 0 else own
+                rise = x.narrow(k, 1, x.shape[k] - 1) - x.narrow(k, 0, x.shape[k] - 1)
+                rise2[k] += inner(rise, rise)
+                if isinstance(f, Circle) and (k > 0 or start + size >= f.size):
+                    first = self.masses[:1].sqrt() if k == 0 else x.narrow(k, 0, 1)
+                    rise2[k] += (first - x.narrow(k, x.shape[k] - 1, 1)).double().square().sum()
+        return (4 * rise2.max() / self.mass).rsqrt()
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GridMeasure":
         """The same measure on another device or in another dtype."""

@@ -70,7 +70,8 @@ class Risk:
                 "need the same: convert the risk or the nodes with .to()"
             )
         features = self.neurons.features(nodes, self.X)
-        potential = self.weight_decay * self.neurons.squared_norm(nodes)
+        zero = torch.zeros((), dtype=dtype, device=device).expand(nodes.shape)  # no array of N for nothing
+        potential = self.weight_decay * self.neurons.squared_norm(nodes) if self.weight_decay else zero
         return Composite(features, self.loss, self.y.double(), potential)
 
     def outputs(self, measure: GridMeasure | ParticleMeasure, X: Float[Tensor, "k d"] | None = None) -> Tensor:

@@ -5,22 +5,22 @@ question: min over p of T_eps(p, q) + <h - d, p>, for a linear h (tau times the 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import LOG_ZERO, GibbsKernel
+from bigjko_kernels import GibbsKernel
+from bigjko_kernels.sums import inner
 
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """The answer: the smallest value, and the p that reaches it, computed when asked for (a second application)."""
+    """The answer: the smallest value, and the p that reaches it."""
 
     value: Float[Tensor, ""]
-    log_p: Callable[[], Tensor]
+    log_p: Float[Tensor, "*grid"]
 
 
 class Transport(ABC):
@@ -45,22 +45,37 @@ class Transport(ABC):
     def neutral(self) -> Float[Tensor, "*grid"]:
         """The d of a plain step: none, but for the cell volumes that entropy is relative to."""
 
-    @abstractmethod
     def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
-        """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold."""
+        """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold. Two applications."""
+        return self.respond_into(log_q, log_q.exp(), h.clone(), d, torch.empty_like(d))
+
+    @abstractmethod
+    def respond_into(
+        self,
+        log_q: Float[Tensor, "*grid"],
+        q: Float[Tensor, "*grid"],
+        h: Float[Tensor, "*grid"],
+        d: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
+    ) -> Response:
+        """`respond` without a new array: log_p goes into out, and h becomes the logarithm of the factor on p's side."""
 
     @abstractmethod
     def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
         """Whether that minimum is finite."""
 
-    @abstractmethod
     def debias(self, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
         """One averaged fixed-point step towards the d whose T_eps(p, p)/2 has derivative d at p. One application."""
+        return d + self.rate * (log_p - self.reproduced(d, torch.empty_like(d)))
+
+    @abstractmethod
+    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """log r, r the measure that d debiases: T_eps(r, r)/2 has derivative d at r. Into out. One application."""
 
     @property
     @abstractmethod
-    def misfit_per_move(self) -> float:
-        """The move of d in `debias` times this is log(p / r), r the mass that the old d reproduces."""
+    def rate(self) -> float:
+        """d moves by this much times log(p / r) towards the d that debiases p: half a Sinkhorn update."""
 
 
 class Balanced(Transport):
@@ -75,28 +90,34 @@ class Balanced(Transport):
         """eps log(cell volume)."""
         return self.epsilon * self.kernel.grid.log_weights
 
-    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
+    def respond_into(
+        self,
+        log_q: Float[Tensor, "*grid"],
+        q: Float[Tensor, "*grid"],
+        h: Float[Tensor, "*grid"],
+        d: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
+    ) -> Response:
         """See Transport."""
-        log_b = (d - h) / self.epsilon
-        log_kb = self.kernel.log_apply(log_b)
-        empty = log_q == LOG_ZERO
-        q = log_q.exp()
-        value = -self.epsilon * (q * log_kb.masked_fill(empty, 0.0)).sum(dtype=torch.float64)
-        return Response(value, lambda: log_b + self.kernel.log_apply(_minus(log_q, log_kb)))
+        log_b = torch.sub(d, h, out=h).mul_(1 / self.epsilon)
+        log_kb = self.kernel.log_apply(log_b, out=out)
+        value = -self.epsilon * inner(q, log_kb)
+        log_p = self.kernel.log_apply(torch.sub(log_q, log_kb, out=out), out=out).add_(log_b)
+        return Response(value, log_p)
 
     def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
         """Always."""
         return True
 
-    def debias(self, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
-        """d <- sqrt(d p / (K d)), in logs. Reference: Janati, Cuturi and Gramfort 2020."""
-        log_d = d / self.epsilon
-        return self.epsilon / 2 * (log_d + _minus(log_p, self.kernel.log_apply(log_d)))
+    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """r = b K b, b = exp(d / eps). Reference: Janati, Cuturi and Gramfort 2020."""
+        self.kernel.log_apply(torch.mul(d, 1 / self.epsilon, out=out), out=out)
+        return out.add_(d, alpha=1 / self.epsilon)
 
     @property
-    def misfit_per_move(self) -> float:
-        """2 / eps, for r = d . K d."""
-        return 2 / self.epsilon
+    def rate(self) -> float:
+        """eps / 2."""
+        return self.epsilon / 2
 
 
 class WassersteinFisherRao(Transport):
@@ -122,41 +143,46 @@ class WassersteinFisherRao(Transport):
                 break
         self.scale = scale + weights
 
-    def _apply(self, b: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
-        return self.scale + self.kernel.log_apply(b + self.scale)
+    def _apply(self, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
+        return out.add_(self.scale)
 
     def neutral(self) -> Float[Tensor, "*grid"]:
         """Zero."""
         return torch.zeros_like(self.scale)
 
-    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
+    def respond_into(
+        self,
+        log_q: Float[Tensor, "*grid"],
+        q: Float[Tensor, "*grid"],
+        h: Float[Tensor, "*grid"],
+        d: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
+    ) -> Response:
         """See Transport."""
         eps = self.epsilon
-        log_a = -((-d).expm1() + h).log1p() / eps  # both are small: exp(-d) + h would round to ulp(1) / eps
-        log_ka = self._apply(log_a)
-        log_s = (log_q + eps * log_ka) / (1 + eps)
-        value = log_q.exp().sum(dtype=torch.float64) - (1 + eps) * log_s.exp().sum(dtype=torch.float64)
-        return Response(value, lambda: (1 + eps) * log_a + self._apply((log_q - log_ka) / (1 + eps)))
+        # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
+        log_a = h.add_(torch.neg(d, out=out).expm1_()).log1p_().mul_(-1 / eps)
+        log_ka = self._apply(log_a, out)
+        s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
+        value = q.sum(dtype=torch.float64) - (1 + eps) * s.sum(dtype=torch.float64)
+        log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
+        return Response(value, self._apply(log_b, out).add_(log_a, alpha=1 + eps))
 
     def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
         """exp(-d) + h > 0 everywhere."""
         return bool(((-d).exp() + h > 0).all())
 
-    def debias(self, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
-        """d <- (d + eps (log p - log K exp(d/eps)) / (1 + eps)) / 2."""
-        eps = self.epsilon
-        return (d + eps * _minus(log_p, self._apply(d / eps)) / (1 + eps)) / 2
+    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """r = exp(d + d / eps) K exp(d / eps)."""
+        return self._apply(d / self.epsilon, out).add_(d, alpha=1 + 1 / self.epsilon)
 
     @property
-    def misfit_per_move(self) -> float:
-        """2 (1 + eps) / eps, for r = exp(d + d/eps) K exp(d/eps)."""
-        return 2 * (1 + self.epsilon) / self.epsilon
+    def rate(self) -> float:
+        """eps / (2 (1 + eps))."""
+        return self.epsilon / (2 * (1 + self.epsilon))
 
 
 _BALANCING = 60  # halvings of the log scale at most; a uniform circle needs one
 _BALANCED = 1e-12
 
-
-def _minus(log_x: Tensor, log_y: Tensor) -> Tensor:
-    """log x - log y with 0 / 0 = 0: no mass stays no mass, whatever reaches it."""
-    return torch.where(log_x == LOG_ZERO, log_x, log_x - log_y)

@@ -3,8 +3,8 @@
     D(z) = -tau g*(z) + min over p of [T_eps(p, q) + <tau (V + M^T z) - d, p>],   grad D = tau (M p_z - grad g*(z))
 
 concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(p_z) (mathematics.md 2). Hess g* is known exactly, so a
-structured BFGS learns B alone, from the pairs (dz, -d M p_z): all pairs of the pass, on a fresh NTK(p_z) where that
-costs less than the kernel, else on NTK(q).
+structured BFGS learns B alone, from the pairs (dz, -d M p_z), on NTK(q); where three pairs were not enough and an NTK
+costs less than the kernel, from all pairs of the pass on a fresh NTK(p_z).
 """
 
 import math
@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.sums import parts
+
 from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
@@ -22,13 +24,16 @@ from .problem import Solution, StepProblem, StepSolver, relative_residual
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """The dual at z: gradient is grad D / tau = M p - grad g*(z)."""
+    """The dual at z: gradient is grad D / tau = M p - grad g*(z). p and log p lie in the room, the last point's alone.
+
+    rounding is what the dtype leaves uncertain in log p: 4 ulp of the largest exponents at nodes that carry mass.
+    """
 
     z: Tensor
     value: float
     gradient: Tensor
-    log_p: Tensor
     outputs: Tensor
+    rounding: float
 
 
 def foreseen(energy: Composite, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -79,7 +84,7 @@ class DualSolver(StepSolver):
         box = energy.loss.dual_box(y)
         point, z = None, inside(z0, box)
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
-            point = _evaluate(problem, z)
+            point = self._evaluate(problem, z)
             if point is not None:
                 break
             z = inside(z / 2, box)
@@ -87,9 +92,10 @@ class DualSolver(StepSolver):
             return _failed(problem, z, curvature)
 
         evaluations, B, pairs = 1, curvature, list[tuple[Tensor, Tensor]]()
-        refresh = energy.features.gram_work <= _CHEAP * point.log_p.numel()
+        cheap = energy.features.gram_work <= _CHEAP * problem.q.numel()
+        rtol = max(self.rtol, problem.rtol)
         while True:
-            residual, tolerance = relative_residual(energy, point.z, point.outputs), self._tolerance(problem, point)
+            residual, tolerance = relative_residual(energy, point.z, point.outputs), max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
                 status = Status.not_finite
                 break
@@ -97,8 +103,9 @@ class DualSolver(StepSolver):
                 status = Status.ok
                 break
             g_curvature = torch.diag(energy.loss.conjugate_curvature(point.z, y))
+            refresh = cheap and len(pairs) >= _PATIENCE
             if refresh:
-                curvature = problem.tau * energy.features.gram(point.log_p.exp())
+                curvature = problem.tau * energy.features.gram(problem.room.work)
                 B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
@@ -111,25 +118,37 @@ class DualSolver(StepSolver):
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
+                self._evaluate(problem, point.z)  # the search has left another p in the room
+                evaluations += 1
                 break
             pairs.append((found.z - point.z, point.outputs - found.outputs))
             B = B if refresh else _learn(B, *pairs[-1])
             point = found
-        return Solution(point.log_p, point.outputs, point.z, B, evaluations, residual, _gap(problem, point), status)
+        gap = _gap(problem, point)
+        return Solution(problem.room.log_p, point.outputs, point.z, B, evaluations, residual, gap, status)
 
-    def _tolerance(self, problem: StepProblem, point: _Point) -> float:
-        """rtol, or what rounding makes of p."""
-        return max(self.rtol, self._rounding(problem, point))
+    def _evaluate(self, problem: StepProblem, z: Tensor) -> _Point | None:
+        """D and its gradient at z, or None where the growing mass makes it infinite. Its p and log p fill the room."""
+        energy, room, y = problem.energy, problem.room, problem.energy.targets
+        h = energy.at(z, out=room.work).mul_(problem.tau)
+        if not problem.transport.feasible(h, problem.d):
+            return None
+        response = problem.transport.respond_into(problem.log_q, problem.q, h, problem.d, room.log_p)
+        rounding = self._rounding(problem, response.log_p, h)
+        outputs = energy.outputs(torch.exp(response.log_p, out=room.work))
+        value = float(response.value) - problem.tau * float(energy.loss.conjugate(z, y))
+        return _Point(z, value, outputs - energy.loss.conjugate_gradient(z, y), outputs, rounding)
 
-    def _rounding(self, problem: StepProblem, point: _Point) -> float:
-        """4 ulp of the largest exponents at nodes that carry mass; 0 where that cannot reach rtol."""
-        ulp = torch.finfo(point.log_p.dtype).eps
+    def _rounding(self, problem: StepProblem, log_p: Tensor, log_b: Tensor) -> float:
+        """4 ulp of the largest |log b| + |log p| at nodes that carry mass; 0 where that cannot reach rtol."""
+        ulp = torch.finfo(log_p.dtype).eps
         if self.rtol >= _FAR * ulp:
             return 0.0
-        light = torch.minimum(point.log_p, problem.log_q) < problem.log_q.max() - _LIGHT
-        slope = (problem.d - problem.tau * problem.energy.at(point.z)) / problem.transport.epsilon
-        exponents = slope.abs() + point.log_p.abs()
-        return 4 * ulp * float(exponents.masked_fill(light, 0.0).max())
+        largest, least = log_p.new_zeros(()), problem.log_q.max() - _LIGHT
+        for p, q, b in parts(log_p, problem.log_q, log_b):
+            light = torch.minimum(p, q) < least
+            largest = torch.maximum(largest, (p.abs() + b.abs()).masked_fill_(light, 0.0).max())
+        return 4 * ulp * float(largest)
 
     def _search(self, problem: StepProblem, point: _Point, direction: Tensor, budget: int) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
@@ -137,17 +156,16 @@ class DualSolver(StepSolver):
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
         alpha, box = 1.0, problem.energy.loss.dual_box(problem.energy.targets)
-        rounding = self._rounding(problem, point)
         for spent in range(1, budget + 1):
             z = inside(point.z + alpha * direction, box, point.z)
-            while (found := _evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, and no nearer
+            while (found := self._evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, and no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
                 z = inside(point.z + alpha * direction, box, point.z)
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
-            noise = max(_NOISE, rounding) * (1 + abs(point.value))
+            noise = max(_NOISE, point.rounding) * (1 + abs(point.value))
             if first <= 0:
                 return None, spent
             if last >= -first / 2 and found.value >= point.value - noise:
@@ -156,19 +174,6 @@ class DualSolver(StepSolver):
             if alpha < _SHORTEST:
                 return None, spent
         return None, budget
-
-
-def _evaluate(problem: StepProblem, z: Tensor) -> _Point | None:
-    """D and its gradient at z, or None where the growing mass makes it infinite."""
-    energy, y = problem.energy, problem.energy.targets
-    h = problem.tau * energy.at(z)
-    if not problem.transport.feasible(h, problem.d):
-        return None
-    response = problem.transport.respond(problem.log_q, h, problem.d)
-    log_p = response.log_p()
-    outputs = energy.outputs(log_p.exp())
-    value = float(response.value) - problem.tau * float(energy.loss.conjugate(z, y))
-    return _Point(z, value, outputs - energy.loss.conjugate_gradient(z, y), log_p, outputs)
 
 
 def inside(
@@ -219,6 +224,7 @@ _NOISE = 1e-9  # a drop of D below this share of 1 + |D| may be rounding; in flo
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
 _FAR = 1e6  # ulps: where |log p| stays below 1e5 no rounding reaches a tolerance of more than this
+_PATIENCE = 3  # pairs before an NTK is made afresh: ordinary steps are done by then, hard ones (tau max|G| > .5) not
 _CHEAP = 100  # multiplications of a gram per node: a kernel application on three axes costs more
 _FORESIGHT = 10
 _SEEN = 1e-3

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import LOG_ZERO, Grid
+from bigjko_kernels import Grid
+from bigjko_kernels.sums import parts
 
 from ..errors import StepError
 from ..transport import Transport
@@ -40,8 +41,14 @@ class Entropy(ABC):
         """The potential before the first step."""
 
     @abstractmethod
-    def refit(self, transport: Transport, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Refit:
-        """The potential after a pass that led to p."""
+    def refit(
+        self,
+        transport: Transport,
+        d: Float[Tensor, "*grid"],
+        log_p: Float[Tensor, "*grid"],
+        work: Float[Tensor, "*grid"],
+    ) -> Refit:
+        """The potential after a pass that led to p; `work` is overwritten."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,13 @@ class Plain(Entropy):
         """Cell volumes only."""
         return transport.neutral()
 
-    def refit(self, transport: Transport, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Refit:
+    def refit(
+        self,
+        transport: Transport,
+        d: Float[Tensor, "*grid"],
+        log_p: Float[Tensor, "*grid"],
+        work: Float[Tensor, "*grid"],
+    ) -> Refit:
         """Nothing to fit."""
         return Refit(d, math.nan, math.nan)
 
@@ -88,32 +101,40 @@ class Debiased(Entropy):
 
     def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
         """The d that fits q, iterated to rounding."""
-        d, last = transport.neutral(), math.inf
+        d, last, work = transport.neutral(), math.inf, torch.empty_like(log_q)
         nearly = max(_NEARLY, 32 * torch.finfo(log_q.dtype).eps)
         for _ in range(_FITTING):
-            refit = self.refit(transport, d, log_q)
+            refit = self.refit(transport, d, log_q, work)
             # Rounding in log q ends the descent above a tolerance that forgets it: stop where it no longer falls.
             if refit.misfit <= _FITTED or (refit.misfit <= nearly and refit.misfit > last / 2):
                 break
             d, last = refit.d, refit.misfit
         return d
 
-    def refit(self, transport: Transport, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Refit:
+    def refit(
+        self,
+        transport: Transport,
+        d: Float[Tensor, "*grid"],
+        log_p: Float[Tensor, "*grid"],
+        work: Float[Tensor, "*grid"],
+    ) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
-        new = transport.debias(d, log_p)
-        carried = log_p != LOG_ZERO
-        log_ratio = torch.where(carried, (new - d) * transport.misfit_per_move, 0.0)
-        p = log_p.exp()
-        grid = transport.kernel.grid
-        mass = grid.sum(p)
+        log_r = transport.reproduced(d, work)
+        log_ratio = log_p - log_r
+        worst = log_ratio.max().double()
+        new = torch.add(d, log_ratio, alpha=transport.rate, out=log_ratio)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
-        floored = torch.maximum(new, new.max() - _DEPTH * transport.epsilon)
-        r = (log_p - log_ratio).exp()
-        misfit = grid.sum((p - r).abs()) / mass
-        worst = log_ratio.max().double() + (grid.sum(r) / mass).log()
-        return Refit(floored, float(misfit), transport.epsilon * float(mass) * max(float(worst), 0.0))
+        new.clamp_(min=new.max() - _DEPTH * transport.epsilon)
+        r = log_r.exp_()
+        mass, missed = torch.zeros(2, dtype=torch.float64, device=d.device)
+        for log_part, reproduced in parts(log_p, r):
+            p = log_part.exp()
+            mass += p.sum(dtype=torch.float64)
+            missed += p.sub_(reproduced).abs_().sum(dtype=torch.float64)
+        worst += (r.sum(dtype=torch.float64) / mass).log()
+        return Refit(new, float(missed / mass), transport.epsilon * float(mass) * max(float(worst), 0.0))
 
 
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly

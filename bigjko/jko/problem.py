@@ -12,6 +12,19 @@ from ..status import Status
 from ..transport import Transport
 
 
+class Room:
+    """Two arrays of the grid's shape for all passes of a step: on large grids new pages cost as much as arithmetic.
+
+    Attributes:
+        work: scratch: tau (V + M^T z), then b, then p of the evaluation made last.
+        log_p: its log p, and at the end the solution's.
+    """
+
+    def __init__(self, like: Float[Tensor, "*grid"]) -> None:
+        self.work = torch.empty_like(like, memory_format=torch.contiguous_format)
+        self.log_p = torch.empty_like(self.work)
+
+
 @dataclass(frozen=True, eq=False)
 class StepProblem:
     """min over p of T_eps(p, q) - <d, p> + tau F(p).
@@ -19,16 +32,21 @@ class StepProblem:
     Attributes:
         transport: T_eps.
         energy: F.
-        log_q: the current measure.
+        log_q, q: the current measure, as logarithms and as masses.
         d: the debiasing potential.
         tau: the time step.
+        room: what an evaluation works in.
+        rtol: no solver need do better: more than 0 where p serves only to move d.
     """
 
     transport: Transport
     energy: Composite
     log_q: Float[Tensor, "*grid"]
+    q: Float[Tensor, "*grid"]
     d: Float[Tensor, "*grid"]
     tau: float
+    room: Room
+    rtol: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +54,7 @@ class Solution:
     """What a solver found.
 
     Attributes:
-        log_p: the new measure.
+        log_p: the new measure; in the problem's room, until the next solve.
         outputs: (n,) M p.
         z: (n,) the dual point, grad g(M p) up to the residual.
         curvature: (n, n) what was learned of the dual's curvature, for the next pass.

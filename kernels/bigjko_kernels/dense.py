@@ -32,6 +32,5 @@ class Dense(GibbsKernel):
                 log_k = log_k.masked_fill(label[:, None] != label[None], -torch.inf)
         self.log_kernel = log_k
 
-    def _log_apply(self, b: Tensor) -> Tensor:
-        out = torch.logsumexp(self.log_kernel + b.reshape(1, -1).double(), dim=1)
-        return out.to(b.dtype).reshape(b.shape)
+    def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(torch.logsumexp(self.log_kernel + b.reshape(1, -1).double(), dim=1).reshape(b.shape))

@@ -155,15 +155,13 @@ class FusedAxis:
         self.blocks = torch.cat([self.blocks, new])
         self.where[pairs[:, 0], pairs[:, 1]] = torch.arange(size, size + pairs.shape[0], dtype=torch.int32)
 
-    def __call__(self, b: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sums in `dtype`, of values in float64 or float32; in between all is float64."""
+    def __call__(self, b: Tensor, out: Tensor) -> None:
+        """The sums, into another contiguous array; both in float64 or float32, in between all is float64."""
         with _lock:
-            return self._lines(b, dtype)
+            self._lines(b.contiguous(), out)
 
-    def _lines(self, b: Tensor, dtype: torch.dtype) -> Tensor:
+    def _lines(self, b: Tensor, out: Tensor) -> None:
         before, _, after = b.shape
-        b = b.contiguous()
-        out = torch.empty(b.shape, dtype=dtype)
         done = torch.zeros(-(-before * after // _LINES), dtype=torch.uint8)
         threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
         result = (ctypes.c_long * 2)(1, 0)
@@ -171,7 +169,7 @@ class FusedAxis:
         while result[0]:
             tables = (self.near, self.group_near, self.group_far, self.where, self.blocks)
             axis = _Tables(self.n, self.tiles, self.group_near.shape[1], *(t.data_ptr() for t in tables), last)
-            values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), dtype == torch.float32)
+            values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), out.dtype == torch.float32)
             load()(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
             wrong |= bool(result[1])
             if result[0]:
@@ -185,7 +183,6 @@ class FusedAxis:
                     self._add(wanted[: self.room - self.blocks.shape[0]])
         if wrong:
             self._repair(out, b)
-        return out
 
     def _repair(self, out: Tensor, b: Tensor) -> None:
         """A true log-sum-exp over the whole axis for the outputs that are marked +inf."""

@@ -39,24 +39,36 @@ class GibbsKernel(ABC):
         self.epsilon = float(epsilon)
         self.cost = cost
 
-    def log_apply(self, b: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def log_apply(
+        self, b: Float[Tensor, "*grid"], *, out: Float[Tensor, "*grid"] | None = None
+    ) -> Float[Tensor, "*grid"]:
         """log sum_k exp(-c_ik / epsilon + b_k), on the grid's shape.
 
         Args:
             b: logarithms, LOG_ZERO where there is nothing; what +inf or NaN reaches is not finite.
+            out: where the result goes, as in torch: contiguous, may be b itself; not with gradients. On large grids
+                the pages of a new array cost as much as an axis.
         """
         self.grid.check(b, "log values")
-        if b.requires_grad and torch.is_grad_enabled():
+        wanted = b.requires_grad and torch.is_grad_enabled()
+        if out is not None:
+            self.grid.check(out, "out")
+            if wanted or not out.is_contiguous():
+                why = "a b that requires gradients" if wanted else "an out that is not contiguous"
+                raise KernelError(f"received {why}, need neither: leave out= away")
+            return self._log_apply(b, out)
+        if wanted:
             result: Tensor = _LogApply.apply(b, self)  # type: ignore[no-untyped-call]
             return result
-        return self._log_apply(b)
+        return self._log_apply(b, torch.empty_like(b, memory_format=torch.contiguous_format))
 
     def fitted(self, b: Float[Tensor, "*grid"]) -> "GibbsKernel":
         """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""
         return self
 
     @abstractmethod
-    def _log_apply(self, b: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]: ...
+    def _log_apply(self, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """Writes into out, which may be b, and returns it."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.grid!r}, epsilon={self.epsilon:.4g}, {self.cost!r})"
@@ -67,7 +79,7 @@ class _LogApply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, b: Tensor, kernel: GibbsKernel) -> Tensor:
-        out = kernel._log_apply(b)
+        out = kernel._log_apply(b, torch.empty_like(b, memory_format=torch.contiguous_format))
         ctx.save_for_backward(b, out)
         ctx.kernel = kernel
         return out
@@ -81,5 +93,6 @@ class _LogApply(torch.autograd.Function):
         total = torch.zeros_like(b)
         for sign in (1.0, -1.0):
             part = (sign * g).clamp(min=0.0).masked_fill(dead, 0.0)
-            total = total + sign * (b + ctx.kernel._log_apply(part.log() - safe)).exp()
+            log_part = part.log() - safe
+            total = total + sign * (b + ctx.kernel._log_apply(log_part, log_part)).exp()
         return total, None

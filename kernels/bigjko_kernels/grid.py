@@ -97,7 +97,9 @@ class Grid:
 
     @cached_property
     def log_weights(self) -> Float[Tensor, "*grid"]:
-        """Logarithm of each node's cell volume, of the grid's shape."""
+        """Logarithm of each node's cell volume, of the grid's shape; one number, expanded, where all are equal."""
+        if self.uniform_weights:
+            return torch.stack([f.log_weights[0] for f in self.factors]).sum().expand(self.shape)
         total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         for k, f in enumerate(self.factors):
             total = total + self.along(k, f.log_weights)

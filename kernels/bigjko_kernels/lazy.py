@@ -26,14 +26,14 @@ class Lazy(GibbsKernel):
         other = tuple(f for f in grid.factors if not isinstance(f, Sheets))
         self._points = Grid(other).points().double().contiguous() if other else None
 
-    def _log_apply(self, b: Tensor) -> Tensor:
+    def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         if self._points is None:
-            return b.clone()
+            return out.copy_(b)
         lead = len(self._sheet_axes)
         moved = b.movedim(self._sheet_axes, list(range(lead)))
         rows = moved.reshape(-1, self._points.shape[0])
-        out = torch.stack([self._one_sheet(row.contiguous()) for row in rows.unbind(0)])
-        return out.reshape(moved.shape).movedim(list(range(lead)), self._sheet_axes).contiguous()
+        applied = torch.stack([self._one_sheet(row.contiguous()) for row in rows.unbind(0)])
+        return out.copy_(applied.reshape(moved.shape).movedim(list(range(lead)), self._sheet_axes))
 
     def _one_sheet(self, b: Tensor) -> Tensor:
         points = self._points

@@ -14,6 +14,7 @@ The exponentials are N (1 + 3/16) an axis instead of N n, the rest is BLAS in fl
 """
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -37,8 +38,8 @@ class Separable(GibbsKernel):
     """A cost that is a sum over factors, one axis at a time; exact for any input.
 
     Cost: 3 to 5 passes of torch.exp an axis in float64, 5 to 8 in float32 (whose sums also run in float64), whatever
-    the slope of b; two arrays of N in float64. Input that jumps by hundreds from node to node falls back to n
-    exponentials for the nodes where sums underflow.
+    the slope of b. Keeps one array of N in float64 where there are two axes or more. Input that jumps by hundreds from
+    node to node falls back to n exponentials for the nodes where sums underflow.
     The torch version takes three to five times as long; it also falls back for slopes of b that move mass more than a
     window (16 nodes, doubling to 128 or more) or tear a tile by 600.
 
@@ -65,13 +66,38 @@ class Separable(GibbsKernel):
             chosen = axis or (FusedAxis if FusedAxis.takes(f, grid.size) else TorchAxis)
             self._axes.append(None if part is None or f.size == 1 else chosen(f, part, epsilon, grid.size))
 
-    def _log_apply(self, b: Tensor) -> Tensor:
+        self._between: Tensor | None = None
+        self._lock = threading.Lock()  # two threads that share a kernel must not write there at once
+
+    def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         axes = [(k, axis) for k, axis in enumerate(self._axes) if axis is not None]
-        out = b
-        for k, axis in axes:  # rounded once, at the end: in between, values can be far larger than the answer
-            dtype = b.dtype if k == axes[-1][0] else torch.float64
-            out = axis(out.reshape(-1, b.shape[k], math.prod(b.shape[k + 1 :])), dtype).reshape(b.shape)
-        return out if axes else b.clone(memory_format=torch.contiguous_format)
+        if not axes:
+            return out.copy_(b)
+        # The first axis last: before it the others are done slab by slab, in the cache. Rounded once, at the end: in
+        # between, values can be far larger than the answer.
+        (lead, first), rest = axes[0], axes[1:]
+        shape = (math.prod(b.shape[:lead]), b.shape[lead], math.prod(b.shape[lead + 1 :]))
+        if not rest:
+            target = torch.empty_like(out) if out.data_ptr() == b.data_ptr() else out
+            first(b.reshape(shape), target.view(shape))
+            return out if target is out else out.copy_(target)
+        with self._lock:
+            if self._between is None:
+                self._between = torch.empty(shape[0] * shape[1], shape[2], dtype=torch.float64, device=b.device)
+            rows, between = b.reshape(-1, shape[2]), self._between
+            step = max(1, _CHUNK // shape[2])
+            spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
+            for start in range(0, rows.shape[0], step):
+                slab, target = rows[start : start + step], between[start : start + step]
+                # Back and forth, so that the last of them writes into `between`.
+                ends = [target, spare[: target.shape[0]]]
+                for left, (k, axis) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
+                    lines = (-1, b.shape[k], math.prod(b.shape[k + 1 :]))
+                    end = ends[left % 2]
+                    axis(slab.reshape(lines), end.view(lines))
+                    slab = end
+            first(between.view(shape), out.view(shape))
+        return out
 
 
 class TorchAxis:
@@ -114,16 +140,19 @@ class TorchAxis:
         )
         self.outside = self.closest.scatter(1, self.window, LOG_ZERO)
 
-    def __call__(self, b: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sums in `dtype`; in between all is float64."""
+    def __call__(self, b: Tensor, out: Tensor) -> None:
+        """The sums, into another array; in between all is float64."""
         if b.shape[2] == 1:  # the lines are laid side by side, so that every product has long rows
-            return self._chunks(b[:, :, 0].T.double().contiguous()[None])[0].T.to(dtype).contiguous()[:, :, None]
-        return self._chunks(b.double()).to(dtype)
+            lines = b[:, :, 0].T.double().contiguous()[None]
+            sums = torch.empty_like(lines)
+            self._chunks(lines, sums)
+            out[:, :, 0].T.copy_(sums[0])
+        else:
+            self._chunks(b, out)
 
-    def _chunks(self, b: Tensor) -> Tensor:
+    def _chunks(self, b: Tensor, out: Tensor) -> None:
         before, _, after = b.shape
         per_line = self.tiles * self.width * _TILE
-        out = torch.empty_like(b)
         if before > 1:
             step = max(1, _CHUNK // (per_line * after))
             for start in range(0, before, step):
@@ -132,12 +161,12 @@ class TorchAxis:
             step = max(1, _CHUNK // per_line)
             for start in range(0, after, step):
                 out[:, :, start : start + step] = self._lines(b[:, :, start : start + step])
-        return out
 
     def _lines(self, b: Tensor) -> Tensor:
         """One chunk of lines, exactly."""
+        b = b.double()
         while True:
-            out, beyond, torn = self._product(b.double())
+            out, beyond, torn = self._product(b)
             share = _REPAIRS / self.n
             if self.width >= self.widest or int(beyond.sum()) <= share * beyond.numel():
                 break
@@ -146,7 +175,7 @@ class TorchAxis:
         wrong = beyond | torn
         if bool(wrong.any()):
             self._repair(out, b, wrong)
-        return out.to(b.dtype)
+        return out
 
     def _product(self, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         before, n, after = b.shape
@@ -185,4 +214,4 @@ class TorchAxis:
         for start in range(0, node.numel(), step):
             a, i, c = (index[start : start + step] for index in (lead, node, trail))
             log_k = -self.cost(self.nodes[i][:, None], self.nodes[None]) / self.epsilon
-            out[a, i, c] = torch.logsumexp(log_k + b[a, :, c].double(), dim=1)
+            out[a, i, c] = torch.logsumexp(log_k + b[a, :, c], dim=1)

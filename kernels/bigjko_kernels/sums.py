@@ -1,0 +1,32 @@
+"""Sums over large arrays, in float64 whatever their dtype, without a temporary of their size."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_PART = 1 << 18  # entries at a time: 2 MiB in float64 stays in cache
+
+
+def parts(*arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same entries of arrays of one shape, a few at a time; all of them at once off the CPU."""
+    size = _PART if arrays[0].device.type == "cpu" else max(1, arrays[0].numel())
+    yield from zip(*(x.reshape(-1).split(size) for x in arrays), strict=True)
+
+
+def inner(x: Float[Tensor, "*nodes"], y: Float[Tensor, "*nodes"]) -> Float[Tensor, ""]:
+    """sum_i x_i y_i."""
+    if x.dtype == torch.float64 and x.is_contiguous() and y.is_contiguous():
+        return torch.dot(x.view(-1), y.view(-1))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    size = rows_at_once(x)
+    for a, b in zip(x.split(size), y.split(size), strict=True):  # by rows: y may be an expanded view
+        total += (a.double() * b).sum()
+    return total
+
+
+def rows_at_once(x: Tensor) -> int:
+    """How many rows of x to convert or to work on at a time."""
+    rows = max(1, x.shape[0])
+    return max(1, min(rows, _PART * rows // max(1, x.numel()))) if x.device.type == "cpu" else rows
