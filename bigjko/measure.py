@@ -111,9 +111,7 @@ class GridMeasure:
         return cls(grid, (log_masses.double() - total + math.log(mass)).to(grid.dtype))
 
     @classmethod
-    def known(
-        cls, grid: Grid, log_masses: Float[Tensor, "*grid"], masses: Float[Tensor, "*grid"]
-    ) -> "GridMeasure":
+    def known(cls, grid: Grid, log_masses: Float[Tensor, "*grid"], masses: Float[Tensor, "*grid"]) -> "GridMeasure":
         """A measure whose masses, exp(log_masses), have been computed already."""
         measure = cls(grid, log_masses)
         measure.__dict__["masses"] = masses  # where cached_property keeps it

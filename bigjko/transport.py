@@ -185,4 +185,3 @@ class WassersteinFisherRao(Transport):
 
 _BALANCING = 60  # halvings of the log scale at most; a uniform circle needs one
 _BALANCED = 1e-12
-

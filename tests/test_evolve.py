@@ -54,7 +54,7 @@ def test_every_recordth_step_and_the_last_are_recorded() -> None:
     assert flow.times.tolist() == pytest.approx([0.0, 0.4, 0.8, 1.0])
     assert set(flow.stats) == {
         "evaluations", "applications", "passes", "residual", "gap_z", "gap_d", "misfit", "mass_error",
-        "boundary_mass", "width",
+        "boundary_mass", "width", "stage",
     }  # fmt: skip
     for values in flow.stats.values():
         assert values.shape == (4,)

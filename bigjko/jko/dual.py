@@ -158,7 +158,7 @@ class DualSolver(StepSolver):
         alpha, box = 1.0, problem.energy.loss.dual_box(problem.energy.targets)
         for spent in range(1, budget + 1):
             z = inside(point.z + alpha * direction, box, point.z)
-            while (found := self._evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, and no nearer
+            while (found := self._evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent

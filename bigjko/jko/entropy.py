@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Grid
+from bigjko_kernels.pages import empty_like
 from bigjko_kernels.sums import parts
 
 from ..errors import StepError
@@ -120,7 +121,7 @@ class Debiased(Entropy):
     ) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
         log_r = transport.reproduced(d, work)
-        log_ratio = log_p - log_r
+        log_ratio = torch.sub(log_p, log_r, out=empty_like(log_p))
         worst = log_ratio.max().double()
         new = torch.add(d, log_ratio, alpha=transport.rate, out=log_ratio)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that

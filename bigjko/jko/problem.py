@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.pages import empty_like
+
 from ..energy import Composite
 from ..status import Status
 from ..transport import Transport
@@ -21,8 +23,7 @@ class Room:
     """
 
     def __init__(self, like: Float[Tensor, "*grid"]) -> None:
-        self.work = torch.empty_like(like, memory_format=torch.contiguous_format)
-        self.log_p = torch.empty_like(self.work)
+        self.work, self.log_p = empty_like(like), empty_like(like)
 
 
 @dataclass(frozen=True, eq=False)

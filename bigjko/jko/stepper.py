@@ -17,9 +17,10 @@ from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport
 from .dual import DualSolver, foreseen
-from .entropy import Debiased, Entropy, smallest_epsilon
-from .problem import Room, StepProblem, StepSolver
+from .entropy import Debiased, Entropy, Refit, smallest_epsilon
+from .problem import Room, Solution, StepProblem, StepSolver
 from .scheme import FirstOrder, Scheme
+from .stage import Box, Stage, part, support
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +51,15 @@ class JKO(Stepper[GridMeasure, JKOState]):
         scheme: FirstOrder().
         solver: DualSolver(), or ScalingSolver() for reference.
         kernel: the Gibbs kernel; `gibbs(grid, epsilon, way's cost)` by default.
+        idle: share of the mass that a step may leave where it is. On lines it works in the box that holds the rest, if
+            that is less than half of the grid, widened until no more than this share reaches its sides. 0: always all.
 
     Raises:
         StepError: for a tau that is not positive, an epsilon below .25 h^2, or a kernel of another grid.
 
     Stats of a step: `evaluations` and `applications` (of the kernel), `passes`; of the last pass `residual`, `gap_z`,
-    `gap_d` and `misfit` (gap_z + gap_d bounds the step's suboptimality, mathematics.md 2); `mass_error` (balanced) or `growth`, `boundary_mass`, `width` (nodes).
+    `gap_d` and `misfit` (gap_z + gap_d bounds the step's suboptimality, mathematics.md 2); `mass_error` (balanced) or
+    `growth`, `boundary_mass`, `width` (nodes), `stage` (the share of the grid that was worked on).
     """
 
     energy: Energy
@@ -66,12 +70,15 @@ class JKO(Stepper[GridMeasure, JKOState]):
     scheme: Scheme = field(default_factory=FirstOrder)
     solver: StepSolver = field(default_factory=DualSolver)
     kernel: GibbsKernel | None = None
+    idle: float = 1e-15
 
     name = "jko"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and self.tau > 0):
             raise StepError(f"received tau = {self.tau}, need a positive finite time step")
+        if not 0 <= self.idle < 1e-6:
+            raise StepError(f"received idle = {self.idle}, need a share of the mass in [0, 1e-6): 0 works on all nodes")
         h = self.grid.spacing
         if self.kernel is not None and not self.kernel.grid.matches(self.grid):
             raise StepError(f"received a kernel on {self.kernel.grid!r}, need one on the stepper's own grid")
@@ -106,6 +113,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         kernel = gibbs(self.grid, epsilon, cost) if self.kernel is None else self.kernel
         object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
 
+    _last: list[Stage] = field(default_factory=list, init=False, repr=False)
     composite: Composite = field(init=False, repr=False)
     transport: Transport = field(init=False, repr=False)
 
@@ -134,47 +142,89 @@ class JKO(Stepper[GridMeasure, JKOState]):
 
     def step(self, measure: GridMeasure, state: JKOState, dt: float) -> Step[GridMeasure, JKOState]:
         """One step of physical time dt."""
-        log_q, q = measure.log_masses, measure.masses
-        transport = self.transport.fitted(log_q)
-        energy = self.scheme.model(self.composite, q, dt)
-        d, curvature = state.d, dt * energy.features.gram(q)
+        margin, spent = _MARGIN, 0
+        while True:
+            stage = self._stage(support(measure, self.idle, margin))
+            taken = self._on(stage, measure, state, dt)
+            spent += taken.evaluations
+            leaving = stage.leaving(taken.masses, self.grid)
+            if taken.last.status is not Status.ok or leaving <= self.idle * float(measure.mass):
+                break
+            margin *= 2  # the step carries mass out of the box
+        z, d, log_p, status = taken.last.z, taken.refit.d, taken.last.log_p, taken.last.status
+        if status is Status.ok and not bool(torch.isfinite(log_p.max())):
+            status = Status.not_finite
+        if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
+            return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
+        width = float(GridMeasure.known(stage.grid, log_p, taken.masses).width)
+        new = GridMeasure.known(
+            self.grid, stage.paste(log_p, measure.log_masses), stage.paste(taken.masses, measure.masses)
+        )
+        if not float(new.mass) > 0:  # it shrank below the smallest number
+            return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, Status.not_finite)
+        change = float(new.mass / measure.mass) - 1
+        conserves = self.transport.conserves_mass
+        stats = {
+            "evaluations": float(spent),
+            "applications": float(2 * spent + (taken.passes if isinstance(self.entropy, Debiased) else 0)),
+            "passes": float(taken.passes),
+            "residual": taken.last.residual,
+            "gap_z": taken.last.gap,
+            "gap_d": taken.refit.gap if conserves else math.nan,
+            "misfit": taken.refit.misfit,
+            "mass_error" if conserves else "growth": change,
+            "boundary_mass": float(new.boundary_mass),
+            "width": width,
+            "stage": stage.grid.size / self.grid.size,
+        }
+        _warn(stats)
+        risk = stage.composite.value(taken.masses, taken.last.outputs)
+        return Step(
+            new, JKOState(z, stage.continued(d, self.grid, float(d.min()))), dt, taken.last.outputs, risk, stats, status
+        )
+
+    def _stage(self, box: Box | None) -> Stage:
+        """The stage of a box; the last one is kept, since a flow seldom needs another."""
+        if box is None:
+            return Stage(None, self.grid, self.composite, self.transport)
+        if self._last and self._last[-1].box != box:
+            self._last.clear()
+        if not self._last:
+            grid = part(self.grid, box)
+            kernel, neurons = self.transport.kernel.on(grid), self.neurons
+            transport = Balanced(kernel) if neurons is None else neurons.transport(kernel)
+            self._last.append(Stage(box, grid, self.energy.on(grid), transport))
+        return self._last[-1]
+
+    def _on(self, stage: Stage, measure: GridMeasure, state: JKOState, dt: float) -> "_Taken":
+        """The passes of a step on its stage."""
+        log_q, q, d = stage.cut(measure.log_masses), stage.cut(measure.masses), stage.cut(state.d)
+        transport = stage.transport.fitted(log_q)
+        energy = self.scheme.model(stage.composite, q, dt)
+        curvature = dt * energy.features.gram(q)
         z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
-        evaluations, passes, status = 0, 0, Status.ok
-        room = Room(log_q)
+        evaluations, passes, room = 0, 0, Room(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, log_q, q, d, dt, room, rtol), z, curvature)
             z, curvature = solution.z, solution.curvature
             refit = self.entropy.refit(transport, d, solution.log_p, room.work)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
-            if solution.status is not Status.ok:
-                status = solution.status
+            if solution.status is not Status.ok or refit.misfit <= self.entropy.tolerance:
                 break
-            if refit.misfit <= self.entropy.tolerance:
-                break
-        if status is Status.ok and not bool(torch.isfinite(solution.log_p.max())):
-            status = Status.not_finite
-        if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
-            return Step(measure, state, dt, solution.outputs, measure.mass * math.nan, {}, status)
-        new = GridMeasure.known(self.grid, solution.log_p, torch.exp(solution.log_p, out=room.work))
-        if not float(new.mass) > 0:  # it shrank below the smallest number
-            return Step(measure, state, dt, solution.outputs, measure.mass * math.nan, {}, Status.not_finite)
-        change = float(new.mass / measure.mass) - 1
-        stats = {
-            "evaluations": float(evaluations),
-            "applications": float(2 * evaluations + (passes if isinstance(self.entropy, Debiased) else 0)),
-            "passes": float(passes),
-            "residual": solution.residual,
-            "gap_z": solution.gap,
-            "gap_d": refit.gap if transport.conserves_mass else math.nan,
-            "misfit": refit.misfit,
-            "mass_error" if transport.conserves_mass else "growth": change,
-            "boundary_mass": float(new.boundary_mass),
-            "width": float(new.width),
-        }
-        _warn(stats)
-        risk = self.composite.value(new.masses, solution.outputs)
-        return Step(new, JKOState(z, d), dt, solution.outputs, risk, stats, status)
+        masses = torch.exp(solution.log_p, out=room.work)
+        return _Taken(solution, refit, masses, evaluations, passes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """What the passes of a step led to: the last of them, its masses, and the work of all."""
+
+    last: Solution
+    refit: Refit
+    masses: Tensor
+    evaluations: int
+    passes: int
 
 
 def _warn(stats: dict[str, float]) -> None:
@@ -194,6 +244,7 @@ def _warn(stats: dict[str, float]) -> None:
         )
 
 
+_MARGIN = 4  # nodes around the mass to begin with
 _ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
 _NARROW = 2.0
 _BOUNDARY = 1e-3

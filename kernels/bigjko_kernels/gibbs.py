@@ -11,6 +11,7 @@ from torch import Tensor
 from .costs import Cost
 from .errors import KernelError
 from .grid import Grid
+from .pages import empty_like
 
 LOG_ZERO = -math.inf
 """The logarithm of no mass, at every interface. No kernel may compute inf - inf from it."""
@@ -60,7 +61,11 @@ class GibbsKernel(ABC):
         if wanted:
             result: Tensor = _LogApply.apply(b, self)  # type: ignore[no-untyped-call]
             return result
-        return self._log_apply(b, torch.empty_like(b, memory_format=torch.contiguous_format))
+        return self._log_apply(b, empty_like(b))
+
+    def on(self, grid: Grid) -> "GibbsKernel":
+        """The same kernel on other nodes."""
+        return type(self)(grid, self.epsilon, self.cost)
 
     def fitted(self, b: Float[Tensor, "*grid"]) -> "GibbsKernel":
         """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""
@@ -79,7 +84,7 @@ class _LogApply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, b: Tensor, kernel: GibbsKernel) -> Tensor:
-        out = kernel._log_apply(b, torch.empty_like(b, memory_format=torch.contiguous_format))
+        out = kernel._log_apply(b, empty_like(b))
         ctx.save_for_backward(b, out)
         ctx.kernel = kernel
         return out

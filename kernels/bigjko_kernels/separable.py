@@ -25,6 +25,7 @@ from .factors import Circle, Factor
 from .fused import FusedAxis
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
+from .pages import empty
 
 _TILE = 16
 _WIDEST = 17  # tiles in a window, or more while its table is no larger than one array of N
@@ -66,8 +67,13 @@ class Separable(GibbsKernel):
             chosen = axis or (FusedAxis if FusedAxis.takes(f, grid.size) else TorchAxis)
             self._axes.append(None if part is None or f.size == 1 else chosen(f, part, epsilon, grid.size))
 
+        self.axis = axis
         self._between: Tensor | None = None
         self._lock = threading.Lock()  # two threads that share a kernel must not write there at once
+
+    def on(self, grid: Grid) -> "Separable":
+        """See GibbsKernel."""
+        return Separable(grid, self.epsilon, self.cost, self.axis)
 
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         axes = [(k, axis) for k, axis in enumerate(self._axes) if axis is not None]
@@ -83,7 +89,7 @@ class Separable(GibbsKernel):
             return out if target is out else out.copy_(target)
         with self._lock:
             if self._between is None:
-                self._between = torch.empty(shape[0] * shape[1], shape[2], dtype=torch.float64, device=b.device)
+                self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
             rows, between = b.reshape(-1, shape[2]), self._between
             step = max(1, _CHUNK // shape[2])
             spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)

@@ -1,0 +1,116 @@
+"""Steps on the box that holds the mass: the answer of the whole grid, at the cost of the box."""
+
+import math
+
+import pytest
+import torch
+
+import bigjko as bj
+from bigjko.jko.stage import support
+
+F64 = torch.float64
+pytestmark = pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
+
+
+def risk(d: int = 1) -> bj.Risk:
+    X = torch.randn(6, d, dtype=F64, generator=torch.Generator().manual_seed(3))
+    return bj.Risk(X, torch.linspace(-1.0, 1.0, 6, dtype=F64), weight_decay=0.05)
+
+
+def concentrated(grid: bj.Grid, nodes: float = 2.5) -> bj.GridMeasure:
+    return bj.GridMeasure.gaussian(grid, mean=0.6, std=nodes * grid.spacing)
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (72, 72, 72)], ids=["plane", "space"])
+def test_a_step_on_its_box_is_the_step_on_the_grid(shape: tuple[int, ...]) -> None:
+    """Each of eight steps that carry mass along: masses in L1, outputs, risk, boundary mass, and mass kept."""
+    k = len(shape)
+    grid = bj.Grid.uniform([-3.0] * k, [3.0] * k, shape)
+    measure, F = concentrated(grid), risk(k - 1)
+    on_box, on_all = bj.JKO(F, grid, tau=0.02), bj.JKO(F, grid, tau=0.02, idle=0.0)
+    state = on_box.init(measure)
+    for _ in range(8):
+        boxed, whole = on_box.step(measure, state, 0.02), on_all.step(measure, state, 0.02)
+        assert boxed.stats["stage"] < 0.5
+        assert whole.stats["stage"] == 1
+        assert float((boxed.measure.masses - whole.measure.masses).abs().sum()) <= 1e-12
+        assert float((boxed.outputs - whole.outputs).abs().max()) <= 1e-12
+        assert float(boxed.risk) == pytest.approx(float(whole.risk), rel=1e-12)
+        assert boxed.stats["width"] == pytest.approx(whole.stats["width"], rel=1e-12)
+        assert abs(float(boxed.measure.boundary_mass - whole.measure.boundary_mass)) <= 1e-15
+        assert abs(boxed.stats["mass_error"]) <= 1e-13
+        measure, state = boxed.measure, boxed.state
+
+
+def test_a_flow_forgets_less_by_its_boxes_than_by_rounding_of_its_start() -> None:
+    """An expanding flow brings masses of 1e-16 to where its bulk will be, and they decide how d finds it there.
+
+    So no restriction, and no change of the start that is rounding, leaves ten such steps as they were. Halving all that
+    lies beyond 8 deviations, 1e-16 of the mass, must move the flow more than the boxes do.
+    """
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 128])
+    start = concentrated(grid)
+    thinned = start.log_masses - (start.log_masses < start.log_masses.max() - 32.0) * math.log(2.0)
+    jko, whole = bj.JKO(risk(), grid, tau=0.05), bj.JKO(risk(), grid, tau=0.05, idle=0.0)
+    exact = bj.evolve(whole, start, t_end=0.5).final.masses
+    boxed = bj.evolve(jko, start, t_end=0.5).final.masses
+    rounded = bj.evolve(whole, bj.GridMeasure(grid, thinned), t_end=0.5).final.masses
+    assert float((boxed - exact).abs().sum()) < 0.1 * float((rounded - exact).abs().sum())
+
+
+def test_a_step_out_of_its_box_is_taken_again_on_a_wider_one() -> None:
+    # A slope that moves all mass by eight nodes, twice as far as the first box reaches.
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [128, 128])
+    start, h = concentrated(grid), grid.spacing
+    field = bj.Potential(lambda x: -8 * h * x[:, 0] / 0.1)
+    taken = {}
+    for idle in (1e-15, 0.0):
+        jko = bj.JKO(field, grid, tau=0.1, idle=idle)
+        taken[idle] = jko.step(start, jko.init(start), 0.1)
+    first = support(start, 1e-15, 4)
+    assert first is not None
+    small = math.prod(side.stop - side.start for side in first) / grid.size
+    boxed, whole = taken[1e-15], taken[0.0]
+    assert small < boxed.stats["stage"] < 0.5
+    assert float((boxed.measure.masses - whole.measure.masses).abs().sum()) <= 1e-13
+    x = grid.factors[0].nodes[:, 0]
+    shift = float((boxed.measure.masses - start.masses).sum(1) @ x)
+    assert shift == pytest.approx(8 * h, rel=0.01)  # two passes of d fall about (eps / 2v)^2 = .4% short
+
+
+def test_the_box_holds_the_mass() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0, -3.0], [3.0, 3.0, 3.0], [64, 72, 64])
+    measure = concentrated(grid, 1.5)
+    for idle in (1e-15, 1e-9):
+        box = support(measure, idle, 4)
+        assert box is not None
+        assert all(side.start % 4 == 0 for side in box)
+        assert float(measure.mass - measure.masses[box].sum()) <= idle + 1e-15
+    assert support(measure, 0.0, 4) is None
+    assert support(bj.GridMeasure.gaussian(grid, 0.0, 1.0), 1e-15, 4) is None  # more than half of the nodes
+
+
+def test_directions_are_never_cut() -> None:
+    way = bj.neurons.Projected()
+    grid = way.grid(nodes=128, dim=2)
+    log_masses = torch.full(grid.shape, -60.0, dtype=F64)
+    log_masses[0, 5:20] = 0.0
+    assert support(bj.GridMeasure(grid, log_masses), 1e-15, 4) is None
+
+
+def test_mass_outside_the_box_stays_to_the_last_bit() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 96])
+    start = concentrated(grid)
+    jko = bj.JKO(risk(), grid, tau=0.05)
+    step = jko.step(start, jko.init(start), 0.05)
+    assert torch.equal(step.measure.log_masses[0], start.log_masses[0])
+    assert torch.equal(step.measure.masses, step.measure.log_masses.exp())
+    again = jko.step(start, jko.init(start), 0.05)  # on the stage that is kept
+    assert torch.equal(again.measure.log_masses, step.measure.log_masses)
+
+
+@pytest.mark.parametrize("idle", [-1e-9, 1e-3, math.nan])
+def test_an_idle_share_that_would_show_is_refused(idle: float) -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [32, 32])
+    with pytest.raises(bj.StepError, match=r"received idle = .*, need a share of the mass in \[0, 1e-6\)"):
+        bj.JKO(risk(), grid, tau=0.05, idle=idle)
