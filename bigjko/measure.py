@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, GibbsKernel, Grid, GridError, Line, Separable
-from bigjko_kernels.sums import inner, rows_at_once
+from bigjko_kernels.pages import empty
+from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
 from .errors import MeasureError
 
@@ -83,15 +84,15 @@ class GridMeasure:
         centre, spread = centre.expand(k), spread.expand(k)
         if not bool((spread > 0).all()) or not bool(torch.isfinite(centre).all() & torch.isfinite(spread).all()):
             raise MeasureError(f"received mean {mean} and std {std}, need finite numbers and std > 0")
-        log_density = torch.zeros(grid.shape, dtype=grid.dtype, device=grid.device)
+        log_masses = empty(grid.shape, grid.dtype, grid.device).copy_(grid.log_weights)
         for axis, f in enumerate(grid.factors):
-            log_density = log_density - grid.along(axis, ((f.nodes[:, 0] - centre[axis]) / spread[axis]) ** 2 / 2)
-        return cls._normalised(grid, log_density + grid.log_weights, mass)
+            log_masses -= grid.along(axis, ((f.nodes[:, 0] - centre[axis]) / spread[axis]) ** 2 / 2)
+        return cls._normalised(grid, log_masses, mass)
 
     @classmethod
     def uniform(cls, grid: Grid, *, mass: float = 1.0) -> "GridMeasure":
         """Mass spread evenly over Theta: proportional to cell volume, alike on every sheet."""
-        return cls._normalised(grid, grid.log_weights, mass)
+        return cls._normalised(grid, grid.log_weights.clone(memory_format=torch.contiguous_format), mass)
 
     @classmethod
     def from_particles(cls, grid: Grid, particles: "ParticleMeasure", *, width: float = 3.0) -> "GridMeasure":
@@ -103,12 +104,16 @@ class GridMeasure:
 
     @classmethod
     def _normalised(cls, grid: Grid, log_masses: Tensor, mass: float) -> "GridMeasure":
+        """In place."""
         if not (math.isfinite(mass) and mass > 0):
             raise MeasureError(f"received a total mass of {mass}, need a positive finite number")
-        total = torch.logsumexp(log_masses.double().reshape(-1), 0)
-        if total == LOG_ZERO:
+        top = float(log_masses.max())
+        if top == LOG_ZERO:
             raise MeasureError("received a density without mass, need a positive value at one node at least")
-        return cls(grid, (log_masses.double() - total + math.log(mass)).to(grid.dtype))
+        total = sum(float((x.double() - top).exp().sum()) for (x,) in parts(log_masses))
+        for (x,) in parts(log_masses):
+            x.copy_(x.double() + (math.log(mass) - top - math.log(total)))
+        return cls(grid, log_masses)
 
     @classmethod
     def known(cls, grid: Grid, log_masses: Float[Tensor, "*grid"], masses: Float[Tensor, "*grid"]) -> "GridMeasure":
@@ -246,7 +251,7 @@ class ParticleMeasure:
     @cached_property
     def mass(self) -> Float[Tensor, ""]:
         """Total mass, summed in float64."""
-        return self.masses.sum(dtype=torch.float64)
+        return sum64(self.masses)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ParticleMeasure":
         """The same particles on another device or in another dtype."""

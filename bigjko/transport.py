@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.sums import inner
+from bigjko_kernels.sums import inner, sum64
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class WassersteinFisherRao(Transport):
         log_a = h.add_(torch.neg(d, out=out).expm1_()).log1p_().mul_(-1 / eps)
         log_ka = self._apply(log_a, out)
         s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
-        value = q.sum(dtype=torch.float64) - (1 + eps) * s.sum(dtype=torch.float64)
+        value = sum64(q) - (1 + eps) * sum64(s)
         log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
         return Response(value, self._apply(log_b, out).add_(log_a, alpha=1 + eps))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigjko_kernels import Grid
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.sums import parts
+from bigjko_kernels.sums import parts, sum64
 
 from ..errors import StepError
 from ..transport import Transport
@@ -134,7 +134,7 @@ class Debiased(Entropy):
             p = log_part.exp()
             mass += p.sum(dtype=torch.float64)
             missed += p.sub_(reproduced).abs_().sum(dtype=torch.float64)
-        worst += (r.sum(dtype=torch.float64) / mass).log()
+        worst += (sum64(r) / mass).log()
         return Refit(new, float(missed / mass), transport.epsilon * float(mass) * max(float(worst), 0.0))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bigjko_kernels import Grid, Line
 from bigjko_kernels.pages import empty, empty_like
+from bigjko_kernels.sums import profile
 
 from ..energy import Composite
 from ..measure import GridMeasure
@@ -96,12 +97,11 @@ def support(measure: GridMeasure, idle: float, margin: int) -> Box | None:
     masses = measure.masses
     while lines:  # the leading axis first: the sums that follow have less left to add
         k = lines.pop(0)
-        others = [j for j in range(masses.ndim) if j != k]
-        profile = masses.sum(others, dtype=torch.float64).cpu() if others else masses.double().cpu()
-        low = int((profile.cumsum(0) <= spare).sum())
-        high = profile.numel() - int((profile.flip(0).cumsum(0) <= spare).sum())
+        held, size = profile(masses, k).cpu(), grid.shape[k]
+        low = int((held.cumsum(0) <= spare).sum())
+        high = size - int((held.flip(0).cumsum(0) <= spare).sum())
         start = max(0, (low - margin) // _ROUND * _ROUND)
-        stop = min(profile.numel(), -(-(high + margin) // _ROUND) * _ROUND)
+        stop = min(size, -(-(high + margin) // _ROUND) * _ROUND)
         box[k] = slice(start, stop)
         masses = masses.narrow(k, start, stop - start)
     return tuple(box) if math.prod(s.stop - s.start for s in box) <= _SAVING * grid.size else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import GridError
 from .factors import Circle, Factor, Line, Sheets, Sphere
+from .sums import sum64
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ class Grid:
 
     def sum(self, x: Float[Tensor, "*grid"]) -> Float[Tensor, ""]:
         """Sum over all nodes, accumulated in float64 whatever the grid's dtype."""
-        return x.sum(dtype=torch.float64)
+        return sum64(x)
 
     def points(self, *, sheets: bool = True) -> Float[Tensor, "N k"]:
         """Coordinates of every node, one row a node: memory N k. Without sheets, those labels are left out."""

@@ -15,6 +15,22 @@ def parts(*arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(x.reshape(-1).split(size) for x in arrays), strict=True)
 
 
+def sum64(x: Float[Tensor, "*nodes"]) -> Float[Tensor, ""]:
+    """sum_i x_i."""
+    if x.dtype == torch.float64 or x.ndim == 0:
+        return x.sum(dtype=torch.float64)
+    return torch.stack([part.sum(dtype=torch.float64) for part in x.split(rows_at_once(x))]).sum()
+
+
+def profile(x: Float[Tensor, "*nodes"], axis: int) -> Float[Tensor, " k"]:
+    """The sums over all axes but one."""
+    others = [k for k in range(x.ndim) if k != axis]
+    if not others:
+        return x.double()
+    found = [part.sum(others, dtype=torch.float64) for part in x.split(rows_at_once(x))]
+    return torch.cat(found) if axis == 0 else torch.stack(found).sum(0)
+
+
 def inner(x: Float[Tensor, "*nodes"], y: Float[Tensor, "*nodes"]) -> Float[Tensor, ""]:
     """sum_i x_i y_i."""
     if x.dtype == torch.float64 and x.is_contiguous() and y.is_contiguous():
