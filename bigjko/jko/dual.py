@@ -79,33 +79,33 @@ class DualSolver(StepSolver):
             )
 
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
-        """See StepSolver."""
-        energy, y = problem.energy, problem.energy.targets
-        box = energy.loss.dual_box(y)
-        point, z = None, inside(z0, box)
+        """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
+        loss, y, device = problem.energy.loss, problem.energy.targets.cpu(), z0.device
+        box = loss.dual_box(y)
+        point, z, curvature = None, inside(z0.cpu(), box), curvature.cpu()
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
-            point = self._evaluate(problem, z)
+            point = self._evaluate(problem, y, z)
             if point is not None:
                 break
             z = inside(z / 2, box)
         if point is None:
-            return _failed(problem, z, curvature)
+            return _failed(problem, z.to(device), curvature.to(device))
 
         evaluations, B, pairs = 1, curvature, list[tuple[Tensor, Tensor]]()
-        cheap = energy.features.gram_work <= _CHEAP * problem.q.numel()
+        cheap = problem.energy.features.gram_work <= _CHEAP * problem.q.numel()
         rtol = max(self.rtol, problem.rtol)
         while True:
-            residual, tolerance = relative_residual(energy, point.z, point.outputs), max(rtol, point.rounding)
+            residual, tolerance = relative_residual(loss, y, point.z, point.outputs), max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
                 status = Status.not_finite
                 break
             if residual <= tolerance:
                 status = Status.ok
                 break
-            g_curvature = torch.diag(energy.loss.conjugate_curvature(point.z, y))
+            g_curvature = torch.diag(loss.conjugate_curvature(point.z, y))
             refresh = cheap and len(pairs) >= _PATIENCE
             if refresh:
-                curvature = problem.tau * energy.features.gram(problem.room.work)
+                curvature = problem.tau * problem.energy.features.gram(problem.room.work).cpu()
                 B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
@@ -114,30 +114,33 @@ class DualSolver(StepSolver):
                 pairs.clear()
                 B = curvature
                 direction = torch.linalg.solve(B + g_curvature, point.gradient)
-            found, spent = self._search(problem, point, direction, self.max_evaluations - evaluations)
+            found, spent = self._search(problem, y, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
-                self._evaluate(problem, point.z)  # the search has left another p in the room
+                self._evaluate(problem, y, point.z)  # the search has left another p in the room
                 evaluations += 1
                 break
             pairs.append((found.z - point.z, point.outputs - found.outputs))
             B = B if refresh else _learn(B, *pairs[-1])
             point = found
-        gap = _gap(problem, point)
-        return Solution(problem.room.log_p, point.outputs, point.z, B, evaluations, residual, gap, status)
+        u, z = point.outputs, point.z
+        gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - (z * u).sum())
+        u, z, B = (x.to(device) for x in (u, z, B))
+        return Solution(problem.room.log_p, u, z, B, evaluations, residual, gap, status)
 
-    def _evaluate(self, problem: StepProblem, z: Tensor) -> _Point | None:
+    def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
         """D and its gradient at z, or None where the growing mass makes it infinite. Its p and log p fill the room."""
-        energy, room, y = problem.energy, problem.room, problem.energy.targets
-        h = energy.at(z, out=room.work).mul_(problem.tau)
+        energy, room, loss = problem.energy, problem.room, problem.energy.loss
+        h = energy.at(z.to(problem.q.device), out=room.work).mul_(problem.tau)
         if not problem.transport.feasible(h, problem.d):
             return None
         response = problem.transport.respond_into(problem.log_q, problem.q, h, problem.d, room.log_p)
         rounding = self._rounding(problem, response.log_p, h)
-        outputs = energy.outputs(torch.exp(response.log_p, out=room.work))
-        value = float(response.value) - problem.tau * float(energy.loss.conjugate(z, y))
-        return _Point(z, value, outputs - energy.loss.conjugate_gradient(z, y), outputs, rounding)
+        u = energy.outputs(torch.exp(response.log_p, out=room.work))
+        outputs, smallest = torch.cat([u, response.value.reshape(1)]).cpu().split([len(y), 1])
+        value = float(smallest) - problem.tau * float(loss.conjugate(z, y))
+        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, rounding)
 
     def _rounding(self, problem: StepProblem, log_p: Tensor, log_b: Tensor) -> float:
         """4 ulp of the largest |log b| + |log p| at nodes that carry mass; 0 where that cannot reach rtol."""
@@ -150,15 +153,19 @@ class DualSolver(StepSolver):
             largest = torch.maximum(largest, (p.abs() + b.abs()).masked_fill_(light, 0.0).max())
         return 4 * ulp * float(largest)
 
-    def _search(self, problem: StepProblem, point: _Point, direction: Tensor, budget: int) -> tuple[_Point | None, int]:
+    def _search(
+        self, problem: StepProblem, y: Tensor, point: _Point, direction: Tensor, budget: int
+    ) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
-        alpha, box = 1.0, problem.energy.loss.dual_box(problem.energy.targets)
+        alpha, box = 1.0, problem.energy.loss.dual_box(y)
         for spent in range(1, budget + 1):
             z = inside(point.z + alpha * direction, box, point.z)
-            while (found := self._evaluate(problem, z)) is None:  # growing mass has a wall: half way to it, no nearer
+            while (
+                found := self._evaluate(problem, y, z)
+            ) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
@@ -204,12 +211,6 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
     if push > 1e-14 * float(move.norm() * change.norm()):
         B = B + torch.outer(change, change) / push
     return B
-
-
-def _gap(problem: StepProblem, point: _Point) -> float:
-    loss, y = problem.energy.loss, problem.energy.targets
-    u, z = point.outputs, point.z
-    return problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - (z * u).sum())
 
 
 def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:

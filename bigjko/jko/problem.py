@@ -10,6 +10,7 @@ from torch import Tensor
 from bigjko_kernels.pages import empty_like
 
 from ..energy import Composite
+from ..losses import Loss
 from ..status import Status
 from ..transport import Transport
 
@@ -75,9 +76,10 @@ class Solution:
     status: Status
 
 
-def relative_residual(energy: Composite, z: Float[Tensor, " n"], outputs: Float[Tensor, " n"]) -> float:
+def relative_residual(
+    loss: Loss, y: Float[Tensor, " n"], z: Float[Tensor, " n"], outputs: Float[Tensor, " n"]
+) -> float:
     """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
-    loss, y = energy.loss, energy.targets
     if y.numel() == 0:
         return 0.0
     scale = torch.maximum(z.abs().max(), loss.gradient(torch.zeros_like(y), y).abs().max())

@@ -65,7 +65,7 @@ class ScalingSolver(StepSolver):
                 status = Status.ok
                 break
         outputs, y = energy.outputs(log_p.exp()), energy.targets
-        residual = relative_residual(energy, z, outputs)
+        residual = relative_residual(energy.loss, y, z, outputs)
         gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
         return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
 

@@ -13,6 +13,8 @@ from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
 from ..energy import Composite, Energy
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
 from ..measure import GridMeasure
+from ..memory import check as check_memory
+from ..risk import Risk
 from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport
@@ -20,6 +22,7 @@ from .dual import DualSolver, foreseen
 from .entropy import Debiased, Entropy, Refit, smallest_epsilon
 from .problem import Room, Solution, StepProblem, StepSolver
 from .scheme import FirstOrder, Scheme
+from .size import step_memory
 from .stage import Box, Stage, part, support
 
 
@@ -55,7 +58,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
             that is less than half of the grid, widened until no more than this share reaches its sides. 0: always all.
 
     Raises:
-        StepError: for a tau that is not positive, an epsilon below .25 h^2, or a kernel of another grid.
+        StepError: for a tau that is not positive, an epsilon below .25 h^2, a kernel of another grid, or a grid whose
+            steps need more memory than there is.
 
     Stats of a step: `evaluations` and `applications` (of the kernel), `passes`; of the last pass `residual`, `gap_z`,
     `gap_d` and `misfit` (gap_z + gap_d bounds the step's suboptimality, mathematics.md 2); `mass_error` (balanced) or
@@ -105,6 +109,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
                 stacklevel=3,
             )
         object.__setattr__(self, "epsilon", float(epsilon))
+        check_memory(self.grid, self._memory, "JKO steps")
         object.__setattr__(self, "composite", self.energy.on(self.grid))
         neurons = self.neurons
         cost = geodesic(self.grid) if neurons is None else neurons.cost
@@ -116,6 +121,15 @@ class JKO(Stepper[GridMeasure, JKOState]):
     _last: list[Stage] = field(default_factory=list, init=False, repr=False)
     composite: Composite = field(init=False, repr=False)
     transport: Transport = field(init=False, repr=False)
+
+    def _memory(self, shape: tuple[int, ...]) -> int:
+        n, decay = (len(self.energy.y), self.energy.weight_decay) if isinstance(self.energy, Risk) else (0, 1.0)
+        return step_memory(self.grid, shape, n, potential=decay > 0)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a flow needs on this grid, measure and state included; more than there are is refused."""
+        return self._memory(self.grid.shape)
 
     def init(self, measure: GridMeasure) -> JKOState:
         """The dual point and the debiasing potential that belong to the measure.

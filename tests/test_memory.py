@@ -1,0 +1,114 @@
+"""What a step needs is known before it is there, and refused where there is not as much."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bigjko as bj
+from bigjko import memory
+
+F64 = torch.float64
+
+# In a process of its own, whose peak is the step's: VmHWM is reset after everything a step needs once was loaded.
+PEAK = """
+import re, sys, warnings
+import torch, bigjko as bj
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+shape, dtype, n, decay = eval(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+X = torch.randn(n, len(shape) - 1, dtype=dtype)
+risk = bj.Risk(X, torch.randn(n, dtype=dtype), loss=bj.losses.Squared(scale=1 / n), weight_decay=decay)
+def step(shape):
+    grid = bj.Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
+    jko = bj.JKO(risk, grid, tau=0.01)
+    start = bj.GridMeasure.gaussian(grid, 0.0, 0.8)
+    state = jko.init(start)
+    return jko.memory, jko.step(start, state, 0.01), start, state
+step([12] * len(shape))
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+estimate = step(shape)[0]
+print(estimate, resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a peak is read from /proc")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "n", "decay"),
+    [
+        ((128, 128, 128), "float64", 20, 0.0),
+        ((144, 144, 144), "float32", 20, 0.01),
+        ((112, 112, 112), "float64", 200, 0.01),
+        ((1600, 1600), "float64", 50, 0.0),
+        ((2000, 2000), "float32", 10, 0.0),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_within_a_quarter_of_the_peak(
+    shape: tuple[int, ...], dtype: str, n: int, decay: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, str(shape), dtype, str(n), str(decay)], capture_output=True, text=True, check=True
+    )
+    estimate, peak = map(int, ran.stdout.split())
+    with capsys.disabled():
+        print(f"\n  {shape} {dtype} n={n}: estimate {memory.gib(estimate)}, peak {memory.gib(peak)}", end="")  # noqa: T201
+    assert abs(estimate - peak) <= 0.25 * peak
+
+
+def jko(shape: tuple[int, ...], dtype: torch.dtype = F64) -> bj.JKO:
+    X = torch.ones(3, len(shape) - 1, dtype=dtype)
+    grid = bj.Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
+    return bj.JKO(bj.Risk(X, torch.ones(3, dtype=dtype)), grid, tau=0.05)
+
+
+def test_a_grid_that_does_not_fit_is_refused_with_one_that_does() -> None:
+    with pytest.raises(bj.StepError) as refused:
+        jko((4000, 4000, 4000))
+    text = str(refused.value)
+    found = re.fullmatch(
+        r"received a grid of 4000 x 4000 x 4000 nodes in float64, whose JKO steps take ([\d.e+]+) GiB, need at most "
+        r"the ([\d.]+) GiB that are free: (\d+) x \3 x \3 nodes would fit",
+        text,
+    )
+    assert found is not None, text
+    assert float(found[1]) > float(found[2])
+    side = int(found[3])
+    fits, more = (8 * 8 * n**3 / 2**30 for n in (side, 1.1 * side))
+    assert fits <= float(found[2]) < more  # seven arrays and the kernel's
+
+
+def test_one_axis_is_bounded_by_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 8 << 30)
+    grid = bj.Grid.uniform([-3.0], [3.0], [1_500_000])  # its tiles' bounds take 490 GiB
+    with pytest.raises(bj.StepError, match="nodes would fit"):
+        bj.JKO(bj.Potential(lambda x: x[:, 0]), grid, tau=0.05)
+
+
+def test_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(bj.StepError, match="no such grid would fit"):
+        jko((64, 64))
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "max").write_text("3000000\n")
+    (tmp_path / "used").write_text("1000000\n")
+    cpu = torch.device("cpu")
+    unlimited = memory.available(cpu)
+    monkeypatch.setattr(memory, "_CGROUPS", ((str(tmp_path / "max"), str(tmp_path / "used")),))
+    assert memory.available(cpu) == 2_000_000
+    (tmp_path / "max").write_text("max\n")
+    assert memory.available(cpu) == pytest.approx(unlimited, rel=0.2)
+
+
+def test_float32_takes_little_more_than_half() -> None:
+    double, single = jko((300, 300)).memory, jko((300, 300), torch.float32).memory
+    assert 0.5 < single / double < 1
