@@ -22,7 +22,7 @@ from torch import Tensor
 from .costs import Cost
 from .gibbs import LOG_ZERO
 
-_TILE = 16  # nodes at most in the smallest tiles
+_TILE = 12  # nodes at most in the smallest tiles
 _PAIRS = 16  # pairs a node at most: input that needs more is left in larger tiles
 _CHUNK = 1 << 18  # pairs looked at together
 _ROUNDING = 1e-14  # of a centre and a distance, in units of the largest coordinate
@@ -73,7 +73,7 @@ class Pairs:
 class Tiles:
     """A binary tree over the nodes: every tile is cut in half across its longest side.
 
-    Memory: N/8 centres and radii; `pairs` gives up to 16 pairs a node, four for a step's b.
+    Memory: N/3 centres and radii at most; `pairs` gives up to 16 pairs a node, 4 to 12 for the b of a step.
 
     Args:
         points: (N, k) nodes, in float64.
