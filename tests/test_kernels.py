@@ -37,6 +37,7 @@ from bigjko_kernels import (
 )
 from bigjko_kernels.costs import Term
 from bigjko_kernels.fused import FusedAxis
+from bigjko_kernels.keops import fitting_threads
 from bigjko_kernels.lazy import _Sheet
 from bigjko_kernels.separable import TorchAxis
 from bigjko_kernels.series import Series
@@ -419,6 +420,18 @@ def test_every_pair_is_kept_where_all_of_them_matter() -> None:
     pairs = tiles.pairs(INPUTS["smooth"](big)[tiles.order], 100.0, 37.0)
     assert pairs.count == big.size**2
     assert len(pairs.outputs) <= 16 * big.size
+
+
+def test_keops_runs_on_one_thread_over_small_ranges() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for rows, expected in ((12, 1), (5000, 2)):
+            with fitting_threads(torch.tensor([[0, rows]])):
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("values", "times"), [*((values, 0.75) for values in INPUTS), ("smooth", 1e3)])

@@ -7,7 +7,7 @@ from .costs import Cost, geodesic
 from .factors import Sheets
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
-from .keops import LazyTensor, block_sparse
+from .keops import LazyTensor, block_sparse, fitting_threads
 from .series import Series
 from .tiles import Pairs, Tiles
 
@@ -23,7 +23,7 @@ class Lazy(GibbsKernel):
 
     Cost: N times the nodes within reach of one, 400 to 900 on a sphere at epsilon = .75 h^2; O(N^2) where b needs all
     pairs or the cost has no terms. Memory O(N), 600 bytes a node. KeOps compiles up to three formulas (about 9 s each),
-    then finds them in its cache; on the CPU its threads meet after every tile, so on a busy machine one is fastest.
+    then finds them in its cache; on the CPU it runs on one thread unless tiles are large.
     Distances are float64 whatever the dtype: an angle between float32 unit vectors has lost more than 4 ulp of out.
     Reference: Charlier et al. 2021, Kernel operations on the GPU, with autodiff, without memory overflows.
     """
@@ -85,7 +85,8 @@ class _Sheet:
         b_k = LazyTensor(b.clamp(min=_KEOPS_ZERO)[None, :, None])
         cost = self.cost(x, y) if series is None else self._by_series(x, y, series)
         ranges = block_sparse(pairs.outputs, pairs.inputs)
-        out: Tensor = (b_k - cost / self.epsilon).logsumexp(dim=1, ranges=ranges).reshape(-1)
+        with fitting_threads(pairs.outputs):
+            out: Tensor = (b_k - cost / self.epsilon).logsumexp(dim=1, ranges=ranges).reshape(-1)
         return out.masked_fill(out < _KEOPS_ZERO / 2, LOG_ZERO)
 
     def _by_series(self, x: LazyTensor, y: LazyTensor, series: list[Series]) -> LazyTensor:
