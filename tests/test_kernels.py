@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
+    Cost,
     Dense,
     GibbsKernel,
     Grid,
@@ -34,10 +35,15 @@ from bigjko_kernels import (
     geodesic,
     gibbs,
 )
+from bigjko_kernels.costs import Term
 from bigjko_kernels.fused import FusedAxis
+from bigjko_kernels.keops import fitting_threads
+from bigjko_kernels.lazy import _Sheet
 from bigjko_kernels.separable import TorchAxis
+from bigjko_kernels.series import Series
+from bigjko_kernels.tiles import Pairs, Tiles
 
-from .registry import COSTS, GRIDS, INPUTS, KERNELS, log_tolerance, sinh_axis
+from .registry import COSTS, GRIDS, INPUTS, KERNELS, log_tolerance, signs, sinh_axis
 
 
 def epsilon_of(grid: Grid, times: float = 0.75) -> float:
@@ -318,6 +324,178 @@ def test_log_zero_at_the_first_node_does_not_spoil_keops() -> None:
     assert_close(Lazy(grid, epsilon).log_apply(b), expected, log_tolerance(expected, torch.float64))
 
 
+# ---------------------------------------------------------------------------------------------- tiles and their pairs
+
+BOUNDED = [
+    (grid, cost)
+    for grid, make in GRIDS.items()
+    for cost, case in COSTS.items()
+    if case.fits(make()) and grid != "point"
+]
+
+
+def tiles_of(grid: Grid, cost: Cost) -> tuple[Tensor, Tiles]:
+    points = Grid(tuple(f for f in grid.factors if not isinstance(f, Sheets))).points()
+    tiles = Tiles(points, cost)
+    return points[tiles.order], tiles
+
+
+@pytest.mark.parametrize(("grid", "cost"), BOUNDED)
+def test_costs_between_tiles_are_bounded(grid: str, cost: str) -> None:
+    c = COSTS[cost].make(GRIDS[grid]())
+    points, tiles = tiles_of(GRIDS[grid](), c)
+    assert torch.equal(tiles.order.sort().values, torch.arange(len(points)))
+    all_costs = c(points[:, None], points[None])
+    for level in tiles.levels[:7]:
+        count = len(level.centres)
+        assert level.starts[[0, -1]].tolist() == [0, len(points)]
+        assert (level.starts.diff() > 0).all()
+        tile = torch.arange(count).repeat_interleave(level.starts.diff())
+        pair = (tile[:, None] * count + tile[None]).flatten()
+        found = all_costs.new_zeros(count**2)
+        least = found.scatter_reduce(0, pair, all_costs.flatten(), "amin", include_self=False)
+        greatest = found.scatter_reduce(0, pair, all_costs.flatten(), "amax", include_self=False)
+        low, high, _ = tiles.bounds(
+            level, torch.arange(count).repeat_interleave(count), torch.arange(count).repeat(count)
+        )
+        assert (low <= least).all()  # to the last bit, though the cone cost loses half its digits near the cut:
+        assert (high >= greatest).all()  # radii are longer by more than coordinates are rounded by
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    nodes=st.integers(1, 300),
+    dim=st.integers(1, 4),
+    cost=st.sampled_from([SquaredEuclidean(), SquaredArc(), HellingerKantorovich()]),
+    steep=st.sampled_from([0.0, 10.0, 1e4]),
+    empty=st.sampled_from([0.0, 0.3, 0.99]),
+    log_epsilon=st.floats(-4.0, 1.0),
+)
+def test_what_is_left_out_is_below_half_an_ulp(
+    seed: int, nodes: int, dim: int, cost: Cost, steep: float, empty: float, log_epsilon: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(nodes, dim, generator=generator, dtype=torch.float64)
+    if not isinstance(cost, SquaredEuclidean):
+        points = points / points.norm(dim=1, keepdim=True)
+    tiles, epsilon = Tiles(points, cost), 10**log_epsilon
+    points = points[tiles.order]
+    b = steep * torch.randn(nodes, generator=generator, dtype=torch.float64)
+    b = b.masked_fill(torch.rand(nodes, generator=generator) < empty, LOG_ZERO)
+    b[int(torch.randint(nodes, (1,), generator=generator))] = 0.0
+    pairs = tiles.pairs(b, epsilon, 37.0)
+    kept = torch.zeros(nodes, nodes, dtype=torch.long)
+    for (i, i_end), (j, j_end) in zip(pairs.outputs.tolist(), pairs.inputs.tolist(), strict=True):
+        kept[i:i_end, j:j_end] += 1
+    assert kept.max() == 1
+    assert int(kept.sum()) == pairs.count
+    exponents = b - cost(points[:, None], points[None]) / epsilon
+    left_out = exponents.masked_fill(kept == 1, LOG_ZERO).logsumexp(1)
+    assert (left_out <= exponents.logsumexp(1) - 37.0).all()
+
+
+def test_few_pairs_of_a_sphere_matter() -> None:
+    grid = Grid((Sphere.fibonacci(30_000),))
+    _, tiles = tiles_of(grid, SquaredArc())
+    shares = {}
+    for values in INPUTS:
+        if values != "all empty":
+            b = INPUTS[values](grid)[tiles.order]
+            shares[values] = tiles.pairs(b, epsilon_of(grid), 37.0).count / grid.size**2
+    # exp(-c/eps) = exp(-37)/N at 8.5 h, in a disc of 230 nodes; tiles 3.5 h across reach into two to three times as
+    # many, and where b rises by 27 a node, low_I is that much lower.
+    assert 230 <= shares["smooth"] * grid.size <= 700
+    assert shares["moves 20 nodes"] * grid.size <= 1500
+    assert shares["one spike"] * grid.size <= 12
+    assert max(shares.values()) <= 0.1
+
+
+def test_every_pair_is_kept_where_all_of_them_matter() -> None:
+    grid = Grid((Sphere.fibonacci(500),))
+    _, tiles = tiles_of(grid, SquaredArc())
+    pairs = tiles.pairs(INPUTS["smooth"](grid)[tiles.order], 100.0, 37.0)
+    assert pairs.count == grid.size**2
+    big = Grid((Sphere.fibonacci(20_000),))  # where the smallest tiles would make too many pairs, larger ones serve
+    _, tiles = tiles_of(big, SquaredArc())
+    pairs = tiles.pairs(INPUTS["smooth"](big)[tiles.order], 100.0, 37.0)
+    assert pairs.count == big.size**2
+    assert len(pairs.outputs) <= 16 * big.size
+
+
+def test_keops_runs_on_one_thread_over_small_ranges() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for rows, expected in ((12, 1), (5000, 2)):
+            with fitting_threads(torch.tensor([[0, rows]])):
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("values", "times"), [*((values, 0.75) for values in INPUTS), ("smooth", 1e3)])
+@pytest.mark.parametrize("cost", [SquaredArc(), HellingerKantorovich()], ids=repr)
+def test_lazy_agrees_with_the_oracle_on_a_deep_tree(
+    cost: Cost, values: str, times: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[int | None] = []
+    reduce = _Sheet.reduce
+
+    def watched(self: _Sheet, b: Tensor, pairs: Pairs, series: list[Series] | None) -> Tensor:
+        if pairs.count:
+            ways.append(None if series is None else len(series[0].coefficients))
+        return reduce(self, b, pairs, series)
+
+    monkeypatch.setattr(_Sheet, "reduce", watched)
+    grid = Grid((signs(), Sphere.fibonacci(2000)))
+    b = INPUTS[values](grid).to(dtype)
+    b[1] += 5.0
+    epsilon = epsilon_of(grid, times)
+    rounded = grid.to(dtype=dtype)
+    out = Lazy(rounded, epsilon, cost).log_apply(b)
+    sphere = Grid((rounded.to(dtype=torch.float64).factors[1],))  # sheet by sheet: the oracle takes 8192 nodes
+    K = Dense(sphere, epsilon, cost)
+    expected = torch.stack([K.log_apply(sheet) for sheet in b.double()])
+    assert_close(out, expected, log_tolerance(expected, dtype))
+    if values == "smooth":
+        # Tiles .3 to .5 across, .08 from node to node: with .75 h^2 to 1.4 apart, with 1e3 h^2 = 6 to the other side.
+        assert {12, 24} <= set(ways)
+        assert times < 1 or None in ways
+
+
+def test_a_cost_that_tells_no_terms_is_summed_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SquaredArc, "terms", Cost.terms)
+    grid = GRIDS["signed sphere"]()
+    b = INPUTS["moves 20 nodes"](grid)
+    expected = exact("signed sphere", "arc", 0.75, "moves 20 nodes", torch.float64)
+    assert_close(
+        Lazy(grid, epsilon_of(grid), SquaredArc()).log_apply(b), expected, log_tolerance(expected, torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    "cost", [SquaredEuclidean(), SquaredArc(), HellingerKantorovich(), HellingerKantorovich(1.0)], ids=repr
+)
+@pytest.mark.parametrize("length", [12, 24])
+def test_a_series_is_the_cost(cost: Cost, length: int) -> None:
+    (term,) = cost.terms(3)
+    series = Series.of(term, length, 4.0)
+    if isinstance(cost, SquaredEuclidean):
+        assert (len(series.coefficients), series.reach) == (1, 4.0)
+    else:  # singular at s = 4, 3.2 and 2: a third and a tenth of the way at least
+        assert len(series.coefficients) == length
+        assert series.reach >= (0.3 if length == 12 else 0.9)
+    s = series.reach * torch.logspace(-16, 0, 1000, dtype=torch.float64)
+    powers = sum(float(a) * (s - series.middle) ** k for k, a in enumerate(series.coefficients))
+    # Twenty roundings, of which the series of the cone cost itself takes fifteen.
+    assert ((s * powers / term.of(s)) - 1).abs().max() <= 20 * torch.finfo(torch.float64).eps
+
+
+def test_a_term_that_is_no_power_series_has_none() -> None:
+    assert Series.of(Term(3, torch.sqrt, unit=False), 12, 4.0).reach == 0.0
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -393,11 +571,15 @@ def test_separable_keeps_no_square_resident_on_a_long_axis(axis: str) -> None:
     assert float(done.stdout.split()[-1]) <= 100
 
 
-def test_lazy_allocates_a_few_arrays_of_the_nodes() -> None:
-    grid = Grid((Sheets.of([1.0, -1.0]), Circle.uniform(2000)))
+def test_lazy_allocates_no_square_on_a_sphere() -> None:
+    grid = Grid((Sphere.fibonacci(30_000),))
     with Largest() as largest:
-        Lazy(grid, epsilon_of(grid)).log_apply(INPUTS["moves 20 nodes"](grid))
-    assert largest.entries <= 2 * grid.size  # the nodes' two coordinates
+        K = Lazy(grid, epsilon_of(grid))
+        for b in (*hard(grid), INPUTS["moves 20 nodes"](grid)):
+            K.log_apply(b)
+    # Chunks hold 2^18 pairs and 3 coordinates of each, 26 N; the pairs that are kept at most 16 N, as 2 ranges of 2
+    # numbers each. N^2 would be 30,000 N.
+    assert largest.entries <= max(3 << 18, 2 * 16 * grid.size)
 
 
 # --------------------------------------------------------------------------------------------------------------- costs

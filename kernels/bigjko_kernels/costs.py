@@ -6,6 +6,7 @@ since transport between them is forbidden and every kernel works sheet by sheet.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,21 @@ import torch
 from .errors import KernelError
 from .factors import Circle, Factor, Line, Sheets, Sphere
 from .grid import Grid
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a cost, a function of the chord between some of the coordinates of x and y.
+
+    Attributes:
+        width: how many coordinates.
+        of: the term where |x - y|^2 is s: zero at s = 0 and nondecreasing.
+        unit: whether these coordinates are unit vectors.
+    """
+
+    width: int
+    of: Callable[[torch.Tensor], torch.Tensor]
+    unit: bool
 
 
 class Cost(ABC):
@@ -27,6 +43,13 @@ class Cost(ABC):
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
         """One cost per factor where c is their sum (None for Sheets), or None where c does not separate."""
 
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """The terms whose sum c is, in the order of the `width` coordinates; none where it is no such sum.
+
+        They bound c between two sets of nodes, which is how Lazy knows what cannot matter.
+        """
+        return ()
+
 
 def _curved(grid: Grid) -> list[Factor]:
     return [f for f in grid.factors if not isinstance(f, Sheets)]
@@ -39,6 +62,10 @@ class SquaredEuclidean(Cost):
     def __call__(self, x: Any, y: Any) -> Any:
         """Half the squared distance."""
         return ((x - y) ** 2).sum(-1) / 2
+
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """Half the squared chord."""
+        return (Term(width, lambda s: s / 2, unit=False),)
 
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
         """The same cost on every line.
@@ -61,6 +88,11 @@ def _angle(x: Any, y: Any) -> Any:
     return 2 * ((x - y) ** 2).sum(-1).sqrt().atan2(((x + y) ** 2).sum(-1).sqrt())
 
 
+def _angle_of(s: torch.Tensor) -> torch.Tensor:
+    """Angle between unit vectors with |x - y|^2 = s, accurate at both ends again: |x + y|^2 = 4 - s."""
+    return 2 * torch.atan2(s.sqrt(), (4 - s).clamp(min=0).sqrt())
+
+
 def _one_round_factor(cost: Cost, grid: Grid) -> "tuple[Cost | None, ...] | None":
     curved = _curved(grid)
     if len(curved) != 1 or not isinstance(curved[0], Circle | Sphere):
@@ -79,6 +111,10 @@ class SquaredArc(Cost):
     def __call__(self, x: Any, y: Any) -> Any:
         """Half the squared angle."""
         return _angle(x, y) ** 2 / 2
+
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """Half the squared angle of a chord."""
+        return (Term(width, lambda s: _angle_of(s) ** 2 / 2, unit=True),)
 
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
         """Itself on a circle; None on a sphere."""
@@ -103,13 +139,20 @@ class HellingerKantorovich(Cost):
 
     def __call__(self, x: Any, y: Any) -> Any:
         """The cost of carrying unit mass from x to y on the cone."""
-        s = (_angle(x, y) * self.speed).clamp(0, math.pi / 2).sin() ** 2
+        return self._at(_angle(x, y))
+
+    def _at(self, angle: Any) -> Any:
+        s = (angle * self.speed).clamp(0, math.pi / 2).sin() ** 2
         small = s.clamp(0, _SMALL)
         series = small / 8 + 1 / 7
         for k in (6, 5, 4, 3, 2, 1):
             series = series * small + 1 / k
         rest = (1 - (s - small) / (1 - small)).clamp(_FLOOR, 1)
         return series * small - rest.log()
+
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """The cost at the angle of a chord."""
+        return (Term(width, lambda s: self._at(_angle_of(s)), unit=True),)
 
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
         """Itself on a circle; None on a sphere."""
@@ -133,6 +176,12 @@ class PerFactor(Cost):
             total = total + cost(x[part], y[part])
             start += width
         return total
+
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """Those of the factors; none if one factor has none."""
+        costs = (c for c in self.costs if c is not None)
+        parts = [c.terms(w) for c, w in zip(costs, self.widths, strict=True)]
+        return tuple(term for part in parts for term in part) if all(parts) else ()
 
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
         """The costs as given; None if one of them lives on a sphere."""
