@@ -21,10 +21,10 @@ from .gibbs import LOG_ZERO as LOG_ZERO
 from .gibbs import GibbsKernel as GibbsKernel
 from .grid import Grid as Grid
 from .lazy import Lazy as Lazy
+from .ridge import Compiled as Compiled
 from .select import gibbs as gibbs
 from .select import stream as stream
 from .separable import Separable as Separable
-from .streams import Compiled as Compiled
 from .streams import Keops as Keops
 from .streams import Stream as Stream
 from .streams import Tiled as Tiled

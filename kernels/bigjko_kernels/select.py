@@ -7,8 +7,9 @@ from .costs import Cost, geodesic
 from .gibbs import GibbsKernel
 from .grid import Grid
 from .lazy import Lazy
+from .ridge import Compiled
 from .separable import Separable
-from .streams import Compiled, Stream, Tiled
+from .streams import Stream, Tiled
 
 _HIGH = 128  # from this dimension on float32 gains less than a tenth over matrix products; float64 gains up to 784
 
