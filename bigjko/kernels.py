@@ -1,5 +1,6 @@
 """The kernels, under the name users know: `bj.kernels.Separable(grid, epsilon)`."""
 
+from bigjko_kernels import Compiled as Compiled
 from bigjko_kernels import Dense as Dense
 from bigjko_kernels import GibbsKernel as GibbsKernel
 from bigjko_kernels import HellingerKantorovich as HellingerKantorovich
@@ -10,3 +11,4 @@ from bigjko_kernels import SquaredArc as SquaredArc
 from bigjko_kernels import SquaredEuclidean as SquaredEuclidean
 from bigjko_kernels import Tiled as Tiled
 from bigjko_kernels import gibbs as gibbs
+from bigjko_kernels import stream as stream

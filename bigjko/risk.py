@@ -70,8 +70,10 @@ class Risk:
                 "need the same: convert the risk or the nodes with .to()"
             )
         features = self.neurons.features(nodes, self.X)
-        zero = torch.zeros((), dtype=dtype, device=device).expand(nodes.shape)  # no array of N for nothing
-        potential = self.weight_decay * self.neurons.squared_norm(nodes) if self.weight_decay else zero
+        if self.weight_decay:
+            potential = self.weight_decay * self.neurons.squared_norm(nodes)
+        else:
+            potential = torch.zeros((), dtype=dtype, device=device).expand(nodes.shape)
         return Composite(features, self.loss, self.y.double(), potential)
 
     def outputs(self, measure: GridMeasure | ParticleMeasure, X: Float[Tensor, "k d"] | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from bigjko.stepper import Stepper
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
+    Compiled,
     Cost,
     Dense,
     Factor,
@@ -274,7 +275,7 @@ LOSSES: dict[str, LossCase] = {
 # ------------------------------------------------------------------------------------------------ features and neurons
 
 
-STREAMS: dict[str, type[Stream]] = {"tiled": Tiled, "keops": Keops}
+STREAMS: dict[str, type[Stream]] = {"tiled": Tiled, "keops": Keops, "compiled": Compiled}
 
 FEATURES: dict[str, type[Features]] = {"ridge": Ridge, "sum": Sum}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigjko_kernels import Keops, Ridge, Stream, Sum, Tiled
+from bigjko_kernels import Compiled, Keops, Ridge, Stream, Sum, Tiled
 
 from .registry import STREAMS, Written, written_neurons
 from .test_kernels import Largest
@@ -99,6 +99,31 @@ def test_the_slope_at_a_kink_is_zero(kind: type[Stream], dtype: torch.dtype, dev
     assert torch.equal(gram, (gates @ gates.T) * (X.double() @ X.double().T))
 
 
+@both
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_a_descent_is_the_velocity_and_the_outputs_where_it_leads(
+    kind: type[Stream], dtype: torch.dtype, decay: float, device: torch.device
+) -> None:
+    W, X = directions_and_data(dtype, device)
+    a, masses = torch.randn(N, dtype=dtype, device=device), torch.rand(N, dtype=dtype, device=device)
+    z, dt = torch.randn(n, dtype=torch.float64, device=device), 0.1
+    moved = kind(W, X).descend(a, masses, z, dt, decay)
+
+    w, a_i, x, m = W.double(), a.double()[:, None], X.double(), masses.double()
+    theta = torch.cat([w, a_i], dim=1)
+    slopes = (w @ x.T > 0).double() @ (z[:, None] * x)
+    velocity = -torch.cat([a_i * slopes, (w * slopes).sum(1, keepdim=True)], dim=1) - 2 * decay * theta
+    assert (moved.positions.dtype, moved.outputs.dtype) == (dtype, torch.float64)
+    size = theta.norm(dim=1, keepdim=True) * (1 + float(z.abs() @ x.norm(dim=1)))  # of a velocity, dt being below 1
+    assert ((moved.positions.double() - theta - dt * velocity).abs() <= sum_tolerance(n, dtype) * size).all()
+    assert moved.fastest == pytest.approx(float(velocity.norm(dim=1).max()), rel=sum_tolerance(n, dtype))
+    # The outputs are those of the positions as they are stored, summed in float64.
+    new = moved.positions.double()
+    act = new[:, :2] @ x.T
+    size = (m * new[:, 2].abs()) @ (new[:, :2].abs() @ x.abs().T)
+    assert ((moved.outputs - (m * new[:, 2]) @ act.relu()).abs() <= sum_tolerance(N, dtype) * size).all()
+
+
 def test_streams_agree(device: torch.device) -> None:
     W, X = directions_and_data(torch.float64, device)
     p, z = torch.rand(N, dtype=torch.float64, device=device), torch.randn(n, dtype=torch.float64, device=device)
@@ -108,13 +133,16 @@ def test_streams_agree(device: torch.device) -> None:
     assert (tiled.slopes(z) - keops.slopes(z)).abs().max() <= 1e-12
 
 
-def test_float32_outputs_are_summed_in_float64() -> None:
+@pytest.mark.parametrize("kind", [Tiled, Compiled])
+def test_float32_outputs_are_summed_in_float64(kind: type[Stream]) -> None:
     # 10^6 neurons that agree: a float32 sum of them is wrong by 1e-3 and more, one of float64 keeps each product.
     many = 1_000_000
     W = torch.ones(many, 1, dtype=torch.float32)
     X = torch.tensor([[1.0]], dtype=torch.float32)
     p = torch.full((many,), 0.1, dtype=torch.float32)
-    assert float(Tiled(W, X).outputs(p)) == pytest.approx(many * float(p[0]), rel=1e-12)
+    assert float(kind(W, X).outputs(p)) == pytest.approx(many * float(p[0]), rel=1e-12)
+    moved = kind(W, X).descend(p, torch.ones(many), torch.zeros(1, dtype=torch.float64), 1.0, 0.0)
+    assert float(moved.outputs) == pytest.approx(many * float(p[0]), rel=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------------------- ridge
@@ -213,8 +241,8 @@ def check_written(features: Ridge | Sum, written: Written, p: Tensor, z: Tensor,
 @pytest.mark.parametrize(
     ("kind", "nodes"),
     # A second size for Keops would show nothing more, and take seconds.
-    [(Tiled, (40, 40, 40)), (Tiled, (90, 90, 90)), (Keops, (40, 40, 40))],
-    ids=["tiled, N < 2^17", "tiled, N > 2^17", "keops"],
+    [(Tiled, (40, 40, 40)), (Tiled, (90, 90, 90)), (Keops, (40, 40, 40)), (Compiled, (40, 40, 40))],
+    ids=["tiled, N < 2^17", "tiled, N > 2^17", "keops", "compiled"],
 )
 def test_ridge_holds_one_tile_at_a_time(kind: type[Stream], nodes: tuple[int, int, int]) -> None:
     side, _, rest = nodes
@@ -231,3 +259,13 @@ def test_ridge_holds_one_tile_at_a_time(kind: type[Stream], nodes: tuple[int, in
         ridge.gram(p)
         ridge.slope2(z)
     assert largest.entries <= max(size, 1 << 17, 442**2)  # the Gram matrix itself is n x n
+
+
+@pytest.mark.parametrize("kind", [Tiled, Compiled])
+def test_a_descent_holds_the_positions_and_one_tile(kind: type[Stream]) -> None:
+    many = 200_000
+    W, X = torch.randn(many, 2, dtype=torch.float64), torch.randn(100, 2, dtype=torch.float64)
+    a, masses, z = W[:, 0] * 2, torch.ones(many, dtype=torch.float64), torch.randn(100, dtype=torch.float64)
+    with Largest() as largest:
+        kind(W, X).descend(a, masses, z, 0.1, 0.1)
+    assert largest.entries == 3 * many  # the new positions

@@ -225,7 +225,7 @@ def use(folder: Path, **environment: str) -> subprocess.Popen[str]:
 def test_without_a_compiler_the_torch_version_runs_and_says_so(tmp_path: Path) -> None:
     out, errors = told(use(tmp_path, CXX="no-such-compiler"))
     assert out.startswith("TorchAxis")
-    assert errors.count("RuntimeWarning: the fused kernel could not be compiled") == 1
+    assert errors.count("RuntimeWarning: fused.cpp could not be compiled") == 1
     assert "there is no compiler no-such-compiler. Install g++" in errors
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Composite
-from ..errors import StepError
+from ..errors import MeasureError, StepError
 from ..measure import ParticleMeasure
 from ..risk import Risk
 from ..status import Status
@@ -23,21 +23,26 @@ class ParticleState:
     outputs: Float[Tensor, " n"]
 
 
-def velocity(risk: Risk, particles: ParticleMeasure, outputs: Float[Tensor, " n"] | None = None) -> Tensor:
+def velocity(risk: Risk, particles: ParticleMeasure) -> Tensor:
     """-grad F'(mu)(theta_i) for every neuron: shape (m, d + 1). Masses do not enter it (mathematics.md 1).
 
-    With G = sum_j z_j 1{w.x_j > 0} x_j: -(a G + 2 beta w, w.G + 2 beta a), relu'(0) = 0. One pass over the neurons,
-    two where the outputs are not given.
+    With G = sum_j z_j 1{w.x_j > 0} x_j: -(a G + 2 beta w, w.G + 2 beta a), relu'(0) = 0. Two passes over the neurons.
     """
-    features = risk.neurons.features(particles, risk.X)
-    u = features.outputs(particles.masses) if outputs is None else outputs
-    z = risk.loss.gradient(u, risk.y.double()).to(particles.a.dtype)
-    slopes = risk.neurons.stream(particles.w, risk.X).slopes(z)
+    stream = risk.neurons.stream(particles.w, risk.X)
+    u = stream.outputs(particles.masses * particles.a)
+    slopes = stream.slopes(risk.loss.gradient(u, risk.y.double()).to(particles.a.dtype))
     down = torch.cat([particles.a[:, None] * slopes, (particles.w * slopes).sum(1, keepdim=True)], dim=1)
     return -(down + 2 * risk.weight_decay * particles.positions)
 
 
-Move = tuple[Tensor, dict[str, float], Status]
+@dataclass(frozen=True, eq=False)
+class Move:
+    """Positions after a step, what to record, how it went, and the outputs there where they are known."""
+
+    positions: Tensor
+    stats: dict[str, float]
+    status: Status = Status.ok
+    outputs: Tensor | None = None
 
 
 class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
@@ -57,19 +62,22 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
 
     def step(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Step[ParticleMeasure, ParticleState]:
         """One step of physical time dt."""
-        positions, stats, status = self._move(measure, state, dt)
-        if status is Status.ok and not bool(torch.isfinite(positions).all()):
-            status = Status.not_finite
+        move = self._move(measure, state, dt)
+        status = move.status
+        if status is Status.ok:
+            try:
+                new = ParticleMeasure(move.positions, measure.masses)
+            except MeasureError:  # the masses are the old ones: only the positions can be at fault
+                status = Status.not_finite
         if status is not Status.ok:
-            return Step(measure, state, dt, state.outputs, measure.mass * math.nan, stats, status)
-        new = ParticleMeasure(positions, measure.masses)
+            return Step(measure, state, dt, state.outputs, measure.mass * math.nan, move.stats, status)
         composite: Composite = self.energy.on(new)
-        outputs = composite.outputs(new.masses)
-        return Step(new, ParticleState(outputs), dt, outputs, composite.value(new.masses, outputs), stats)
+        outputs = composite.outputs(new.masses) if move.outputs is None else move.outputs
+        return Step(new, ParticleState(outputs), dt, outputs, composite.value(new.masses, outputs), move.stats)
 
     @abstractmethod
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
-        """Positions after dt, what to record, and how it went."""
+        """Where dt leads."""
 
 
 def check_tau(tau: float) -> None:
@@ -82,8 +90,8 @@ def check_tau(tau: float) -> None:
 class GradientDescent(ParticleStepper):
     """theta <- theta - tau grad F'(mu)(theta): the seed's GD on sqrt(m) theta, on the flow's own clock.
 
-    Order 1; stable while tau lambda_max(NTK) stays below 1 for the squared loss. Two passes over the neurons a step,
-    O(m + n) memory besides one tile.
+    Order 1; stable while tau lambda_max(NTK) stays below 1 for the squared loss. One pass over the neurons a step: each
+    is moved and its new output added at once. O(m + n) memory.
     """
 
     energy: Risk
@@ -94,5 +102,8 @@ class GradientDescent(ParticleStepper):
         check_tau(self.tau)
 
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
-        speed = velocity(self.energy, measure, state.outputs)
-        return measure.positions + dt * speed, {"speed": float(speed.norm(dim=1).max())}, Status.ok
+        risk = self.energy
+        z = risk.loss.gradient(state.outputs, risk.y.double())
+        stream = risk.neurons.stream(measure.w, risk.X)
+        moved = stream.descend(measure.a, measure.masses, z, dt, risk.weight_decay)
+        return Move(moved.positions, {"speed": moved.fastest}, outputs=moved.outputs)

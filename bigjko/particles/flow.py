@@ -52,5 +52,5 @@ class GradientFlow(ParticleStepper):
         try:
             path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
         except (AssertionError, MeasureError):  # torchdiffeq asserts that its step is not lost in t; NaN is no measure
-            return measure.positions, {"evaluations": float(calls)}, Status.flow_stalled
-        return path[-1], {"evaluations": float(calls)}, Status.ok
+            return Move(measure.positions, {"evaluations": float(calls)}, Status.flow_stalled)
+        return Move(path[-1], {"evaluations": float(calls)})

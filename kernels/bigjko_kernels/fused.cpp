@@ -20,40 +20,17 @@
 #include <thread>
 #include <utility>
 #include <vector>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512DQ__)
-constexpr int L = 8, SUMS = 8;  // doubles a register, and rows of outputs whose sums fit the registers
-#elif defined(__AVX2__)
-constexpr int L = 4, SUMS = 2;
-#else
-constexpr int L = 2, SUMS = 1;
-#endif
+constexpr int SUMS = L == 8 ? 8 : L / 2;  // rows of outputs whose sums fit the registers
 constexpr int T = 8, W = 16, GROUP = 8;  // nodes a tile, lines at a time, tiles a group
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89, BLOCK = 96;  // within a block; R comes first
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
-
-typedef double V __attribute__((vector_size(8 * L), aligned(8), may_alias));
-typedef int64_t M __attribute__((vector_size(8 * L)));
-typedef uint64_t U __attribute__((vector_size(8 * L)));
-
-inline V all(double x) { return V{} + x; }
-#if defined(__AVX512DQ__)
-inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
-inline unsigned reaches(V a, V b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ); }
-#elif defined(__AVX2__)
-inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
-inline unsigned reaches(V a, V b) { return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ)); }
-#else
-inline V larger(V a, V b) { return a > b ? a : b; }
-inline unsigned reaches(V a, V b) { return (a[0] >= b[0]) | (a[1] >= b[1]) << 1; }
-#endif
 
 template <int N>
 struct Vector {  // N doubles: one a line (Row), or one a node of a tile (Nodes)

@@ -1,27 +1,18 @@
-"""One axis of the separable kernel as compiled code (fused.cpp), built on first use by the machine's C++ compiler."""
+"""One axis of the separable kernel as compiled code (fused.cpp)."""
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import threading
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import compiler
 from .costs import Cost
 from .factors import Circle, Factor
 
-_SOURCE = Path(__file__).with_name("fused.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 # As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
 _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 96
 _MIDDLE = _TILE // 2
@@ -30,37 +21,6 @@ _CHUNK = 1 << 20  # elements of a temporary
 _ALONE = 1 << 16  # with fewer values, .2 ms of work, a second thread costs what it saves
 _ABSENT, _WANTED = -1, -2
 _lock = threading.Lock()  # a kernel that two threads share must not gain blocks while the other reads them
-
-
-def _cpu() -> str:
-    """What -march=native depends on."""
-    try:
-        told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        known = [line for line in told if line.startswith(("model", "flags", "Features", "CPU part"))]
-    except OSError:
-        known = []
-    return "\n".join([platform.machine(), platform.processor(), *known])
-
-
-def _build(source: Path) -> Path:
-    """The shared library of this source on this CPU, from the cache or compiled into it."""
-    named = os.environ.get("BIGJKO_CACHE_FOLDER")
-    folder = Path(named) if named else Path.home() / ".cache" / "bigjko"
-    compiler = os.environ.get("CXX", "g++")
-    parts = (source.read_text(), compiler, *_FLAGS, _cpu())
-    library = folder / f"fused-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        if shutil.which(compiler) is None:
-            raise OSError(f"there is no compiler {compiler}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved in whole: two processes may build at once
-            built = Path(scratch) / library.name
-            command = [compiler, *_FLAGS, str(source), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")
-            built.replace(library)
-    return library
 
 
 class _Tables(ctypes.Structure):
@@ -72,23 +32,17 @@ class _Tables(ctypes.Structure):
 
 
 @functools.cache
-def load() -> Any:
-    """The compiled function, or None where it cannot be had, with one warning."""
-    try:
-        lines = ctypes.CDLL(str(_build(_SOURCE))).bigjko_lines
-        number, place = ctypes.c_long, ctypes.c_void_p
-        kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
-        lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
-        lines.restype = None
-        return lines
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        warnings.warn(
-            f"the fused kernel could not be compiled, its torch version, several times slower, runs instead: {error}. "
-            "Install g++, or name a compiler in CXX.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def load(march: str = "native") -> Any:
+    """The compiled function, or None where it cannot be had."""
+    library = compiler.load("fused.cpp", march)
+    if library is None:
         return None
+    lines = library.bigjko_lines
+    number, place = ctypes.c_long, ctypes.c_void_p
+    kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
+    lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
+    lines.restype = None
+    return lines
 
 
 class FusedAxis:

@@ -1,0 +1,68 @@
+"""The C++ beside this file, compiled on first use by the machine's compiler and kept in a cache."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+_FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        known = [line for line in told if line.startswith(("model", "flags", "Features", "CPU part"))]
+    except OSError:
+        known = []
+    return "\n".join([platform.machine(), platform.processor(), *known])
+
+
+def build(source: Path, march: str) -> Path:
+    """The shared library of a source and the headers beside it, from the cache or compiled into it.
+
+    Raises:
+        OSError: where there is no compiler, or it fails.
+    """
+    named = os.environ.get("BIGJKO_CACHE_FOLDER")
+    folder = Path(named) if named else Path.home() / ".cache" / "bigjko"
+    compiler = os.environ.get("CXX", "g++")
+    text = source.read_text()
+    headers = (source.with_name(name).read_text() for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE))
+    parts = (text, *headers, compiler, *_FLAGS, march, _cpu())
+    library = folder / f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        if shutil.which(compiler) is None:
+            raise OSError(f"there is no compiler {compiler}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved in whole: two processes may build at once
+            built = Path(scratch) / library.name
+            command = [compiler, *_FLAGS, f"-march={march}", str(source), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")
+            built.replace(library)
+    return library
+
+
+@functools.cache
+def load(name: str, march: str = "native") -> ctypes.CDLL | None:
+    """The library of the source of that name, or None where it cannot be had, with one warning."""
+    try:
+        return ctypes.CDLL(str(build(_FOLDER / name, march)))
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        warnings.warn(
+            f"{name} could not be compiled, its torch version, several times slower, runs instead: {error}. "
+            "Install g++, or name a compiler in CXX.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
