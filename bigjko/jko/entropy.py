@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigjko_kernels import Grid
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.sums import parts, sum64
+from bigjko_kernels.sums import parts
 
 from ..errors import StepError
 from ..transport import Transport
@@ -48,8 +48,9 @@ class Entropy(ABC):
         d: Float[Tensor, "*grid"],
         log_p: Float[Tensor, "*grid"],
         work: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
     ) -> Refit:
-        """The potential after a pass that led to p; `work` is overwritten."""
+        """The potential after a pass that led to p, written into out, which may be d; `work` is overwritten."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Plain(Entropy):
         d: Float[Tensor, "*grid"],
         log_p: Float[Tensor, "*grid"],
         work: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
     ) -> Refit:
         """Nothing to fit."""
         return Refit(d, math.nan, math.nan)
@@ -102,10 +104,11 @@ class Debiased(Entropy):
 
     def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
         """The d that fits q, iterated to rounding."""
-        d, last, work = transport.neutral(), math.inf, torch.empty_like(log_q)
+        d, last = transport.neutral().contiguous(), math.inf
+        work, out = empty_like(log_q), empty_like(log_q)
         nearly = max(_NEARLY, 32 * torch.finfo(log_q.dtype).eps)
         for _ in range(_FITTING):
-            refit = self.refit(transport, d, log_q, work)
+            refit = self.refit(transport, d, log_q, work, out)
             # Rounding in log q ends the descent above a tolerance that forgets it: stop where it no longer falls.
             if refit.misfit <= _FITTED or (refit.misfit <= nearly and refit.misfit > last / 2):
                 break
@@ -118,24 +121,25 @@ class Debiased(Entropy):
         d: Float[Tensor, "*grid"],
         log_p: Float[Tensor, "*grid"],
         work: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
     ) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
-        log_r = transport.reproduced(d, work)
-        log_ratio = torch.sub(log_p, log_r, out=empty_like(log_p))
-        worst = log_ratio.max().double()
-        new = torch.add(d, log_ratio, alpha=transport.rate, out=log_ratio)
+        mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
+        worst = top = d.new_full((), -math.inf)
+        for log_p_i, log_r, d_i, new in parts(log_p, transport.reproduced(d, work), d, out):
+            log_ratio = log_p_i - log_r
+            torch.add(d_i, log_ratio, alpha=transport.rate, out=new)
+            worst, top = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max())
+            p, r = log_p_i.exp(), log_r.exp_()
+            mass += p.sum(dtype=torch.float64)
+            reproduced += r.sum(dtype=torch.float64)
+            missed += p.sub_(r).abs_().sum(dtype=torch.float64)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
-        new.clamp_(min=new.max() - _DEPTH * transport.epsilon)
-        r = log_r.exp_()
-        mass, missed = torch.zeros(2, dtype=torch.float64, device=d.device)
-        for log_part, reproduced in parts(log_p, r):
-            p = log_part.exp()
-            mass += p.sum(dtype=torch.float64)
-            missed += p.sub_(reproduced).abs_().sum(dtype=torch.float64)
-        worst += (sum64(r) / mass).log()
-        return Refit(new, float(missed / mass), transport.epsilon * float(mass) * max(float(worst), 0.0))
+        out.clamp_(min=top - _DEPTH * transport.epsilon)
+        gap = transport.epsilon * mass * (worst.double() + (reproduced / mass).log()).clamp(min=0.0)
+        return Refit(out, float(missed / mass), float(gap))
 
 
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
+from bigjko_kernels.pages import empty_like
 
 from ..energy import Composite, Energy
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
@@ -33,10 +34,12 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q.
+        curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
     """
 
     z: Float[Tensor, " n"]
     d: Float[Tensor, "*grid"]
+    curvature: Float[Tensor, "n n"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +196,11 @@ class JKO(Stepper[GridMeasure, JKOState]):
         }
         _warn(stats)
         risk = stage.composite.value(taken.masses, taken.last.outputs)
-        return Step(
-            new, JKOState(z, stage.continued(d, self.grid, float(d.min()))), dt, taken.last.outputs, risk, stats, status
-        )
+        # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
+        costly = self.composite.features.gram_work > _FREE * self.grid.size
+        learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None
+        after = JKOState(z, stage.continued(d, self.grid, float(d.min())), learned)
+        return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     def _stage(self, box: Box | None) -> Stage:
         """The stage of a box; the last one is kept, since a flow seldom needs another."""
@@ -215,14 +220,14 @@ class JKO(Stepper[GridMeasure, JKOState]):
         log_q, q, d = stage.cut(measure.log_masses), stage.cut(measure.masses), stage.cut(state.d)
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
-        curvature = dt * energy.features.gram(q)
+        curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
         z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
-        evaluations, passes, room = 0, 0, Room(log_q)
+        evaluations, passes, room, new_d = 0, 0, Room(log_q), empty_like(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, log_q, q, d, dt, room, rtol), z, curvature)
             z, curvature = solution.z, solution.curvature
-            refit = self.entropy.refit(transport, d, solution.log_p, room.work)
+            refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
             if solution.status is not Status.ok or refit.misfit <= self.entropy.tolerance:
                 break
@@ -259,6 +264,8 @@ def _warn(stats: dict[str, float]) -> None:
 
 
 _MARGIN = 4  # nodes around the mass to begin with
+_FREE = 10  # multiplications a node: a step's kernel takes hundreds
+_EASY = 3  # evaluations a pass
 _ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
 _NARROW = 2.0
 _BOUNDARY = 1e-3
