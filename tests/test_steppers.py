@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 import bigjko as bj
+from bigjko.particles.descent import ParticleState, velocity
+from bigjko.status import Status
 
 from .registry import STEPPERS
+from .test_kernels import Largest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning"),  # small grids: what is tested is the step
@@ -80,3 +83,43 @@ def test_what_a_step_reports_is_what_its_measure_gives(name: str) -> None:
     assert step.dt == 0.07
     assert torch.allclose(step.outputs, stepper.energy.outputs(step.measure), rtol=1e-12, atol=1e-12)
     assert float(step.risk) == pytest.approx(float(stepper.energy.value(step.measure)), rel=1e-12)
+
+
+def descent(m: int, dtype: torch.dtype = torch.float64) -> tuple[bj.GradientDescent, bj.ParticleMeasure]:
+    """m neurons at ten data in the plane, with weight decay."""
+    X, y = torch.randn(10, 2, dtype=dtype), torch.randn(10, dtype=dtype)
+    risk = bj.Risk(X, y, loss=bj.losses.Squared(scale=0.1), weight_decay=0.1)
+    masses = torch.rand(m, dtype=dtype) / m
+    return bj.GradientDescent(risk, tau=0.1), bj.ParticleMeasure(torch.randn(m, 3, dtype=dtype), masses)
+
+
+def test_a_descent_step_goes_along_the_velocity(dtype: torch.dtype) -> None:
+    """Moved and summed in one pass, it is the velocity, the outputs and the risk taken one by one."""
+    stepper, start = descent(1000, dtype)
+    risk = stepper.energy
+    step, speed = stepper.step(start, stepper.init(start), 0.07), velocity(risk, start)
+    size = 20 * torch.finfo(dtype).eps  # of a sum of ten numbers of order 1
+    assert float((step.measure.positions - start.positions - 0.07 * speed).abs().max()) <= 10 * size
+    assert step.stats["speed"] == pytest.approx(float(speed.norm(dim=1).max()), rel=size)
+    assert step.outputs is step.state.outputs
+    assert torch.allclose(step.outputs, risk.outputs(step.measure), rtol=size, atol=size)
+    assert float(step.risk) == pytest.approx(float(risk.value(step.measure)), rel=size)
+
+
+def test_a_descent_step_holds_arrays_of_the_neurons() -> None:
+    stepper, start = descent(100_000)
+    state = stepper.init(start)
+    with Largest() as largest:
+        stepper.step(start, state, 0.1)
+    assert largest.entries == start.positions.numel()
+
+
+def test_a_descent_that_blows_up_says_so() -> None:
+    stepper, start = descent(1000)
+    state = stepper.init(start)
+    step = stepper.step(start, state, 1e308)
+    assert step.status is Status.not_finite
+    assert step.measure is start
+    assert step.state is state
+    lost = ParticleState(state.outputs * math.nan)
+    assert stepper.step(start, lost, 0.1).status is Status.not_finite
