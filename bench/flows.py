@@ -64,9 +64,7 @@ def _table(
         assert isinstance(out, bj.Flow)
         return gap(out, reference)
 
-    contenders = [
-        Contender(name, build, error, _note, ours=True, slow=slow and not setup.quick) for name, build, slow in rows
-    ]
+    contenders = [Contender(name, build, error, _note, ours=True, slow=slow) for name, build, slow in rows]
     change = float((reference.outputs - reference.outputs[0]).abs().max())
     title = f"{title}; output gap <= {goal:g}, {100 * goal / change:.2g}% of the largest change"
     return measure(setup, title, floor, contenders, judged="output gap to gradient descent with a fine step")
@@ -140,7 +138,7 @@ def ways(setup: Setup) -> Table:
         box = lifted.grid(side, 2, radius=3.0)
         start = lifted.measure(box, network.w, network.a, masses=network.masses, width=width)
         name = f"Lifted, {side}^3 nodes, start blurred by a std of {width:g} nodes"
-        rows.append((name, on(box, start, "lifted", _TAUS[:4]), True))
+        rows.append((name, on(box, start, "lifted", _TAUS[:4]), not setup.quick))
     rows.append((f"gradient descent, {network.shape[0]:,} particles", reaching(goal, descent, reference), False))
     title = f"Projected and Lifted from one balanced network, d = 2, n = 5, to t = {t_end:g}, float64"
     return _table(setup, title, reference, goal, rows[0][0], rows)

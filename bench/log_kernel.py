@@ -64,14 +64,18 @@ def _contenders(setup: Setup, grid: Grid, b: Tensor, truth: Tensor) -> list[Cont
             needs=1.1 * b.element_size() * grid.size * max(grid.shape) if log_mode else 0.0,
         )
 
+    # Tens of seconds each: in float64 only.
+    line_by_line = [
+        Contender(GEOMLOSS, lambda: geomloss_grid(grid, epsilon, b), error, peer=True, slow=True),
+        Contender(TORCH, lambda: per_axis(grid, epsilon, b), error, slow=not setup.quick),
+    ]
     return [
         Contender(EXP, lambda: lambda: torch.exp(plain)),
         Contender("one copy", lambda: lambda: b.clone()),
         Contender(OURS, ours, error, ours=True),  # type: ignore[arg-type]
         ott(False),
         ott(True),
-        Contender(GEOMLOSS, lambda: geomloss_grid(grid, epsilon, b), error, peer=True, slow=True),
-        Contender(TORCH, lambda: per_axis(grid, epsilon, b), error, slow=not setup.quick),
+        *([] if b.dtype == torch.float32 else line_by_line),
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from harness import GIB, Bar, Contender, Run, Setup, Table, measure
+from harness import Bar, Contender, Run, Setup, Table, measure
 from peers import autograd_descent
 from problems import D
 from torch import Tensor
@@ -119,12 +119,12 @@ def descent(setup: Setup, m: int) -> Table:
     judged = "largest difference to autograd" if want is not None else ""
     contenders = [
         Contender(GD, ours, None if want is None else error, ours=True, slow=m > 10**6),
-        # The product, its relu, their gradients and the scaled relu: five arrays of m n.
+        # Measured: 404 arrays of m at n = 100.
         Contender(
             AUTOGRAD,
             lambda: autograd_descent(X, y, 1 / _N, W, a, gd.tau),
             None if want is None else error,
-            needs=5.0 * 8 * m * _N,
+            needs=4.0 * 8 * m * _N,
             slow=m > 10**6,
         ),
     ]
@@ -137,6 +137,4 @@ def descent(setup: Setup, m: int) -> Table:
         table.bars.append(
             Bar("gradient descent step: peak memory in arrays of m, 10^6", table.row(GD).peak / (8 * m), 16.0)
         )
-    if m == 10**7 and table.row(AUTOGRAD).failure:
-        table.row(AUTOGRAD).note = f"5 arrays of m n, {8 * m * _N / GIB:.3g} GiB each"
     return table
