@@ -283,7 +283,7 @@ def measure(
 def told(failure: Exception) -> str:
     """A failure in one cell: its kind, and the first line that says something, without paths."""
     text = next((line.strip() for line in str(failure).splitlines() if line.strip()), "")
-    words = [word for word in text.replace("|", "/").split() if not word.lstrip("'\"(").startswith("/")]
+    words = [word for word in text.replace("|", "/").split() if word == "/" or not word.lstrip("'\"(").startswith("/")]
     memory = isinstance(failure, MemoryError) or "allocate" in text or "out of memory" in text.lower()
     return f"{'out of memory' if memory else 'failed'}: {type(failure).__name__}: {' '.join(words)[:90]}"
 
