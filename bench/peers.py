@@ -9,7 +9,7 @@ from torch.utils.dlpack import from_dlpack
 
 import bigjko as bj
 from bigjko.jko import scaling
-from bigjko.jko.problem import StepProblem
+from bigjko.jko.problem import Room, StepProblem
 from bigjko.transport import Balanced
 from bigjko_kernels import GibbsKernel, Grid, SquaredEuclidean
 from bigjko_kernels.keops import LazyTensor
@@ -113,10 +113,10 @@ class OttKernel(GibbsKernel):
         jax, self._jnp, geometry = _ott(grid, epsilon, grid.dtype == D)
         self._apply = jax.jit(lambda g: geometry.apply_lse_kernel(self._jnp.zeros_like(g), g, 2 * epsilon, axis=1)[0])
 
-    def _log_apply(self, b: Tensor) -> Tensor:
+    def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         scale = 2 * self.epsilon
-        out = self._apply(self._jnp.asarray((b * scale).reshape(-1).numpy())).block_until_ready()
-        return from_dlpack(out).reshape(b.shape) / scale
+        applied = self._apply(self._jnp.asarray((b * scale).reshape(-1).numpy())).block_until_ready()
+        return torch.div(from_dlpack(applied).reshape(b.shape), scale, out=out)
 
 
 class Underflow(RuntimeError):
@@ -138,7 +138,7 @@ def peyre(risk: bj.Risk, start: bj.GridMeasure, tau: float, epsilon: float) -> C
     energy = risk.on(grid)
     q = start.masses
     transport = Balanced(_Unused(grid, epsilon, SquaredEuclidean()))
-    problem = StepProblem(transport, energy, start.log_masses, torch.zeros_like(q), tau)
+    problem = StepProblem(transport, energy, start.log_masses, q, torch.zeros_like(q), tau, Room(q))
     axes = [f.nodes[:, 0] for f in grid.factors]
     matrices = [(-((x[:, None] - x[None]) ** 2) / (2 * epsilon)).exp() for x in axes]
 
@@ -185,7 +185,7 @@ def _finite(x: float) -> bool:
 class _Unused(GibbsKernel):
     """A StepProblem wants a kernel; the prox never applies it."""
 
-    def _log_apply(self, b: Tensor) -> Tensor:
+    def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         raise NotImplementedError
 
 

@@ -113,10 +113,10 @@ def kernel_clock() -> Iterator[Clock]:
     """Time every application in the block: on the base class, since a step may build kernels of its own."""
     clock, plain = Clock(), GibbsKernel.log_apply
 
-    def timed(self: GibbsKernel, b: Tensor) -> Tensor:
+    def timed(self: GibbsKernel, b: Tensor, **where: Tensor | None) -> Tensor:
         synchronise()
         began = time.perf_counter()
-        out = plain(self, b)
+        out = plain(self, b, **where)
         synchronise()
         clock.seconds += time.perf_counter() - began
         clock.calls += 1
