@@ -305,27 +305,28 @@ def header() -> str:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             found.append(f"{name} missing")
+    tuned = [f"{name}={os.environ[name]}" for name in ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES") if name in os.environ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     return (
         f"{cpu}, {os.cpu_count()} cores, {memory:.3g} GiB, {device}; {torch.get_num_threads()} torch threads, "
-        f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')} (jax: its own pool, a thread a core); "
+        f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')} (jax: its own pool, a thread a core), "
+        f"allocator {', '.join(tuned) or 'as it comes'}; "
         f"Python {platform.python_version()}, " + ", ".join(found)
     )
 
 
 def commit() -> str:
-    """The commit that is measured, and whether it was changed since."""
+    """The commit that is measured, and whether anything but the record itself was changed since."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        changed = git("status", "--porcelain", "--", ":/", ":(exclude)RESULTS.md", ":(exclude)ratios.json")
+        return f"commit {git('rev-parse', '--short', 'HEAD')}{' with changes' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
         return "unknown commit"
-    return f"commit {told.stdout.strip()}"
 
 
 Section = Callable[[Setup], Iterator[Table]]

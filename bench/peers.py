@@ -28,7 +28,9 @@ def per_axis(grid: Grid, epsilon: float, b: Tensor) -> Callable[[], Tensor]:
             lines = out.movedim(k, -1)
             rows = lines.reshape(-1, f.size)
             slab = max(1, (1 << 20) // f.size**2)
-            done = torch.cat([torch.logsumexp(log_k[None] + part[:, None], -1) for part in rows.split(slab)])
+            done = torch.empty_like(rows)  # filled in place: results kept among large temporaries cut the heap up
+            for part, into in zip(rows.split(slab), done.split(slab), strict=True):
+                torch.logsumexp(log_k[None] + part[:, None], -1, out=into)
             out = done.reshape(lines.shape).movedim(-1, k)
         return out
 
