@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bigjko_kernels import Grid, Line
-from bigjko_kernels.pages import empty, empty_like
+from bigjko_kernels.pages import empty_like
 from bigjko_kernels.sums import profile
 
 from ..energy import Composite
@@ -45,16 +45,16 @@ class Stage:
         out[self.box] = part
         return out
 
-    def continued(self, d: Tensor, whole: Grid, least: float) -> Tensor:
-        """The potential on the whole grid: outside the box it goes on as a parabola that falls, down to `least`.
+    def continued(self, d: Tensor, whole: Grid, old: Tensor, least: float) -> Tensor:
+        """The potential on the whole grid: outside the box the old one, or where it is larger a parabola that falls.
 
-        There is no mass there that could tell, but the next steps may bring some. What the whole grid had there before
-        would be wrong by factors of exp(70 eps): in a step on the whole grid d follows the tails of its measure.
+        There is no mass there that could tell, but the next steps may bring some, and by then the old d would be wrong
+        by factors of exp(70): in a step on the whole grid d follows the tails of its measure. The old one fits the mass
+        that stays where it is.
         """
         if self.box is None:
             return d
-        out = empty(whole.shape, d.dtype, d.device)
-        out[self.box] = d
+        out = self.paste(d, old)
         area = list(self.box)
         for k, f in enumerate(whole.factors):
 
@@ -68,7 +68,8 @@ class Stage:
                 steps = torch.arange(rim.start, rim.stop, dtype=d.dtype, device=d.device).sub_(edge).abs_()
                 steps = whole.along(k, steps)
                 beyond = out[at(rim)]
-                torch.addcmul(fall, bend, steps + 1, out=beyond).mul_(steps).add_(here).clamp_(min=least)
+                parabola = torch.addcmul(fall, bend, steps + 1).mul_(steps).add_(here)
+                beyond.copy_(torch.maximum(beyond, parabola)).clamp_(min=least)
             area[k] = slice(0, f.size)
         return out
 

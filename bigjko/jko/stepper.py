@@ -199,7 +199,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
         costly = self.composite.features.gram_work > _FREE * self.grid.size
         learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None
-        after = JKOState(z, stage.continued(d, self.grid, float(d.min())), learned)
+        after = JKOState(z, stage.continued(d, self.grid, state.d, float(d.min())), learned)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     def _stage(self, box: Box | None) -> Stage:

@@ -78,9 +78,6 @@ class Compiled(Stream):
         self._columns = torch.zeros(d, -(-n // _PAD) * _PAD, dtype=torch.float64)
         self._columns[:, :n] = X.detach().T
 
-    def _tracked(self, *values: Tensor) -> bool:
-        return torch.is_grad_enabled() and any(t.requires_grad for t in (*values, self.directions, self.X))
-
     def _call(self, name: str, *arguments: Any, z: Tensor | None = None) -> None:
         (N, d), (n, padded) = self.directions.shape, (self.X.shape[0], self._columns.shape[1])
         filled = torch.zeros(padded, dtype=torch.float64)
