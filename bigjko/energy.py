@@ -1,7 +1,7 @@
 """Energies F(p) = g(M p) + <V, p>: what a stepper goes down."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,12 +38,14 @@ class Composite:
     def value(self, p: Tensor, outputs: Float[Tensor, " n"] | None = None) -> Float[Tensor, ""]:
         """F(p), in float64; outputs spare a pass over the nodes."""
         u = self.outputs(p) if outputs is None else outputs
-        return self.loss.value(u, self.targets) + inner(p, self.potential)
+        return self.loss.value(u, self.targets) + inner(p, self.potential.expand(p.shape))
 
     def at(self, z: Float[Tensor, " n"], out: Tensor | None = None) -> Tensor:
         """V + M^T z: the first variation of F where z = grad g(M p); into out where it is given."""
-        out = torch.empty_like(self.potential, memory_format=torch.contiguous_format) if out is None else out
-        return self.features.add_potential(self.potential, z.to(self.potential.dtype), out)
+        z = z.to(self.potential.dtype)
+        if out is None:
+            return self.potential + self.features.potential(z)
+        return self.features.add_potential(self.potential, z, out)
 
 
 @runtime_checkable
@@ -108,3 +110,11 @@ class Potential:
         targets = torch.zeros(0, dtype=torch.float64, device=points.device)
         features = _None(nodes.shape, points.dtype, points.device)
         return Composite(features, Squared(), targets, values.reshape(nodes.shape))
+
+
+def restricted(energy: Energy, whole: Composite, grid: Grid, box: tuple[slice, ...]) -> Composite:
+    """The energy on the nodes of a box: V as it is on the whole grid, which it may have been normalised over."""
+    V = whole.potential[box] if whole.potential.ndim else whole.potential
+    if isinstance(energy, Potential):
+        return replace(whole, features=_None(grid.shape, grid.dtype, grid.device), potential=V)
+    return replace(energy.on(grid), potential=V)

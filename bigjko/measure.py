@@ -104,22 +104,28 @@ class GridMeasure:
 
     @classmethod
     def _normalised(cls, grid: Grid, log_masses: Tensor, mass: float) -> "GridMeasure":
-        """In place."""
+        """In place, unless gradients are asked for."""
         if not (math.isfinite(mass) and mass > 0):
             raise MeasureError(f"received a total mass of {mass}, need a positive finite number")
-        top = float(log_masses.max())
+        plain = log_masses.detach()
+        top = float(plain.max())
         if top == LOG_ZERO:
             raise MeasureError("received a density without mass, need a positive value at one node at least")
-        total = sum(float((x.double() - top).exp().sum()) for (x,) in parts(log_masses))
+        total = sum(float((x.double() - top).exp().sum()) for (x,) in parts(plain))
+        if log_masses.requires_grad:
+            log_total = torch.logsumexp(log_masses.double().reshape(-1), 0)
+            return cls(grid, (log_masses.double() - log_total + math.log(mass)).to(grid.dtype))
+        shift = math.log(mass) - top - math.log(total)
         for (x,) in parts(log_masses):
-            x.copy_(x.double() + (math.log(mass) - top - math.log(total)))
+            x.copy_(x.double() + shift)
         return cls(grid, log_masses)
 
     @classmethod
     def known(cls, grid: Grid, log_masses: Float[Tensor, "*grid"], masses: Float[Tensor, "*grid"]) -> "GridMeasure":
-        """A measure whose masses, exp(log_masses), have been computed already."""
-        measure = cls(grid, log_masses)
-        measure.__dict__["masses"] = masses  # where cached_property keeps it
+        """A measure whose masses, exp(log_masses), have been computed already; nothing is checked."""
+        measure = object.__new__(cls)
+        # Where a frozen dataclass keeps its fields, and cached_property its values.
+        measure.__dict__.update(grid=grid, log_masses=log_masses, masses=masses)
         return measure
 
     @cached_property

@@ -13,13 +13,16 @@ from .errors import StepError
 
 def available(device: torch.device) -> int:
     """Bytes that can still be had on a device; on the CPU within the limits of the process' control group, too."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # what torch keeps for reuse is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)
-    for limit, used in _CGROUPS:
+    for limit, used, told, cache in _CGROUPS:
         try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # not there, or "max": no limit
+            numbers = dict(line.split() for line in Path(told).read_text().splitlines())
+            in_use = int(Path(used).read_text()) - int(numbers[cache])  # files read lately make way
+            free = min(free, int(Path(limit).read_text()) - in_use)
+        except (OSError, ValueError, KeyError):  # not there, or "max": no limit
             continue
     return max(0, free)
 
@@ -48,8 +51,9 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
+_V2, _V1 = "/sys/fs/cgroup/memory.", "/sys/fs/cgroup/memory/memory."
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    (f"{_V2}max", f"{_V2}current", f"{_V2}stat", "inactive_file"),
+    (f"{_V1}limit_in_bytes", f"{_V1}usage_in_bytes", f"{_V1}stat", "total_inactive_file"),
 )
 _SMALLEST = 1e-3

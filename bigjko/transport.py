@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.sums import inner, sum64
+from bigjko_kernels.sums import inner, parts, sum64
+
+from .errors import StepError
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,10 @@ class Transport(ABC):
 
     def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
         """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold. Two applications."""
-        return self.respond_into(log_q, log_q.exp(), h.clone(), d, torch.empty_like(d))
+        found = self.respond_into(log_q, log_q.exp(), h.clone(), d, torch.empty_like(d))
+        if found is None:
+            raise StepError("received an h with exp(-d) + h <= 0 somewhere, need feasible(h, d)")
+        return found
 
     @abstractmethod
     def respond_into(
@@ -57,8 +62,12 @@ class Transport(ABC):
         h: Float[Tensor, "*grid"],
         d: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
-    ) -> Response:
-        """`respond` without a new array: log_p goes into out, and h becomes the logarithm of the factor on p's side."""
+        tau: float = 1.0,
+    ) -> Response | None:
+        """`respond` to tau h, without a new array; None where it is not feasible.
+
+        log_p goes into out, and h becomes the logarithm of the factor on p's side.
+        """
 
     @abstractmethod
     def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
@@ -97,13 +106,16 @@ class Balanced(Transport):
         h: Float[Tensor, "*grid"],
         d: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
-    ) -> Response:
+        tau: float = 1.0,
+    ) -> Response | None:
         """See Transport."""
-        log_b = torch.sub(d, h, out=h).mul_(1 / self.epsilon)
+        log_b = torch.sub(d, h, alpha=tau, out=h).mul_(1 / self.epsilon)
         log_kb = self.kernel.log_apply(log_b, out=out)
-        value = -self.epsilon * inner(q, log_kb)
-        log_p = self.kernel.log_apply(torch.sub(log_q, log_kb, out=out), out=out).add_(log_b)
-        return Response(value, log_p)
+        value = torch.zeros((), dtype=torch.float64, device=d.device)
+        for q_i, log_q_i, log_kb_i in parts(q, log_q, log_kb):  # both in the cache
+            value -= self.epsilon * inner(q_i, log_kb_i)
+            torch.sub(log_q_i, log_kb_i, out=log_kb_i)
+        return Response(value, self.kernel.log_apply(out, out=out).add_(log_b))
 
     def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
         """Always."""
@@ -158,11 +170,15 @@ class WassersteinFisherRao(Transport):
         h: Float[Tensor, "*grid"],
         d: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
-    ) -> Response:
+        tau: float = 1.0,
+    ) -> Response | None:
         """See Transport."""
         eps = self.epsilon
         # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
-        log_a = h.add_(torch.neg(d, out=out).expm1_()).log1p_().mul_(-1 / eps)
+        grown = torch.add(torch.neg(d, out=out).expm1_(), h, alpha=tau, out=h)
+        if not bool(grown.min() > -1):
+            return None
+        log_a = grown.log1p_().mul_(-1 / eps)
         log_ka = self._apply(log_a, out)
         s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
         value = sum64(q) - (1 + eps) * sum64(s)

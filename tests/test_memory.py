@@ -100,10 +100,13 @@ def test_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "max").write_text("3000000\n")
-    (tmp_path / "used").write_text("1000000\n")
+    (tmp_path / "used").write_text("1500000\n")
+    (tmp_path / "stat").write_text("anon 1000000\ninactive_file 500000\n")  # files read lately make way
     cpu = torch.device("cpu")
     unlimited = memory.available(cpu)
-    monkeypatch.setattr(memory, "_CGROUPS", ((str(tmp_path / "max"), str(tmp_path / "used")),))
+    monkeypatch.setattr(
+        memory, "_CGROUPS", ((*(str(tmp_path / name) for name in ("max", "used", "stat")), "inactive_file"),)
+    )
     assert memory.available(cpu) == 2_000_000
     (tmp_path / "max").write_text("max\n")
     assert memory.available(cpu) == pytest.approx(unlimited, rel=0.2)

@@ -1,6 +1,8 @@
 """Steps on the box that holds the mass: the answer of the whole grid, at the cost of the box."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -114,3 +116,121 @@ def test_an_idle_share_that_would_show_is_refused(idle: float) -> None:
     grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [32, 32])
     with pytest.raises(bj.StepError, match=r"received idle = .*, need a share of the mass in \[0, 1e-6\)"):
         bj.JKO(risk(), grid, tau=0.05, idle=idle)
+
+
+def test_a_plain_flow_on_an_irregular_axis_is_as_exact_on_its_box() -> None:
+    # d holds the cell volumes there: they go on as they are, not as a tail.
+    t = torch.linspace(-9.0, 9.0, 301, dtype=F64)
+    grid = bj.Grid((bj.Line.at(t + 0.5 * t.sin()),))
+    start = bj.GridMeasure.gaussian(grid, -4.0, 0.35)
+    field = bj.Potential(lambda x: -2 * x[:, 0])
+    found = []
+    for idle in (1e-15, 0.0):
+        jko = bj.JKO(field, grid, tau=0.1, entropy=bj.Plain(), idle=idle)
+        flow = bj.evolve(jko, start, t_end=1.0)
+        found.append(flow.final.masses)
+        assert (float(flow.stats["stage"][1]) < 0.5) == (idle > 0)
+    assert float((found[0] - found[1]).abs().sum()) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["table", "normalised"])
+def test_a_potential_is_that_of_the_whole_grid_on_a_box(kind: str) -> None:
+    grid = bj.Grid.uniform([-6.0, -6.0], [6.0, 6.0], [96, 96])
+    start = bj.GridMeasure.gaussian(grid, -2.0, 0.3)
+    table = grid.points().sum(1)
+    fields: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "table": lambda x: table,
+        "normalised": lambda x: 3 * x.sum(1) / x.abs().max(),
+    }
+    boxed, whole = (
+        bj.evolve(bj.JKO(bj.Potential(fields[kind]), grid, tau=0.05, idle=idle), start, t_end=0.2)
+        for idle in (1e-15, 0.0)
+    )
+    assert float(boxed.stats["stage"][1:].max()) < 0.5
+    assert float((boxed.final.masses - whole.final.masses).abs().sum()) <= 1e-10
+
+
+def test_a_kernel_that_cannot_be_cut_works_on_the_whole_grid() -> None:
+    grid = bj.Grid.uniform([-6.0, -6.0], [6.0, 6.0], [64, 64])
+
+    class Mine(bj.kernels.GibbsKernel):
+        def __init__(self, grid: bj.Grid) -> None:
+            super().__init__(grid, 0.75 * grid.spacing**2, bj.kernels.SquaredEuclidean())
+            self.inner = bj.kernels.Separable(grid, self.epsilon)
+
+        def _log_apply(self, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            return self.inner.log_apply(b, out=out)
+
+    start = concentrated(grid)
+    jko = bj.JKO(risk(), grid, tau=0.05, kernel=Mine(grid))
+    assert jko.step(start, jko.init(start), 0.05).stats["stage"] == 1
+
+
+def test_a_learned_potential_keeps_its_gradient_to_itself() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [32, 32])
+    net = torch.nn.Linear(2, 1, dtype=F64)
+    start = bj.GridMeasure.gaussian(grid, 0.0, 0.6)
+    jko = bj.JKO(bj.Potential(lambda x: net(x)[:, 0]), grid, tau=0.05)
+    assert not jko.step(start, jko.init(start), 0.05).measure.log_masses.requires_grad
+    mean = torch.zeros(2, dtype=F64, requires_grad=True)
+    bj.GridMeasure.gaussian(grid, mean, 0.5).masses[:16].sum().backward()
+    assert mean.grad is not None
+    assert float(mean.grad[0]) < 0
+
+
+def test_a_stepper_can_be_copied() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [32, 32])
+    start = bj.GridMeasure.gaussian(grid, 0.0, 0.6)
+    copied = copy.deepcopy(bj.JKO(risk(), grid, tau=0.05))
+    assert copied.step(start, copied.init(start), 0.05).status is bj.Status.ok
+
+
+def test_the_margin_that_a_step_needed_is_the_next_ones_first() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [128, 128])
+    start, h = concentrated(grid), grid.spacing
+    jko = bj.JKO(bj.Potential(lambda x: -8 * h * x[:, 0] / 0.1), grid, tau=0.1)
+    first = jko.step(start, jko.init(start), 0.1)
+    second = jko.step(first.measure, first.state, 0.1)
+    assert first.stats["passes"] > second.stats["passes"] == 2
+
+
+def test_a_step_changes_nothing_it_was_given() -> None:
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 96])
+    for start in (concentrated(grid), bj.GridMeasure.gaussian(grid, 0.0, 0.8)):
+        jko = bj.JKO(risk(), grid, tau=0.05)
+        state = jko.init(start)
+        before = [x.clone() for x in (start.log_masses, start.masses, state.d)]
+        step = jko.step(start, state, 0.05)
+        kept = [x.clone() for x in (step.measure.log_masses, step.measure.masses, step.state.d)]
+        jko.step(step.measure, step.state, 0.05)
+        assert all(map(torch.equal, before, (start.log_masses, start.masses, state.d)))
+        assert all(map(torch.equal, kept, (step.measure.log_masses, step.measure.masses, step.state.d)))
+        assert torch.equal(step.measure.masses, step.measure.log_masses.exp())
+
+
+@pytest.mark.parametrize("d", [1, 2], ids=["balanced", "growing"])
+def test_the_contract_of_a_transport(d: int) -> None:
+    """respond and debias, which allocate, are what a step does without allocating."""
+    way = bj.neurons.Lifted() if d == 1 else bj.neurons.Projected()
+    grid = way.grid(24, 1) if d == 1 else way.grid(64, 2)
+    data = bj.Risk(torch.ones(1, d, dtype=F64), torch.ones(1, dtype=F64), way)
+    transport = bj.JKO(data, grid, tau=0.1).transport
+    q = bj.GridMeasure.uniform(grid).log_masses
+    fit = transport.neutral().clone()
+    h = 0.01 * torch.rand(grid.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    assert transport.feasible(h, fit)
+    told, out = transport.respond(q, h, fit), torch.empty_like(fit)
+    into = transport.respond_into(q, q.exp(), 10 * h, fit, out, tau=0.1)
+    assert into is not None
+    assert torch.allclose(told.log_p, into.log_p, atol=1e-12)
+    assert float(told.value) == pytest.approx(float(into.value), rel=1e-12)
+    if transport.conserves_mass:
+        assert float(told.log_p.exp().sum()) == pytest.approx(1, abs=1e-12)
+    else:
+        assert not transport.feasible(h - 5, fit)
+        assert transport.respond_into(q, q.exp(), h - 5, fit, out) is None
+        with pytest.raises(bj.StepError, match="need feasible"):
+            transport.respond(q, h - 5, fit)
+    for _ in range(60):
+        fit = transport.debias(fit, q)
+    assert float((transport.reproduced(fit, torch.empty_like(fit)) - q).abs().max()) <= 1e-9

@@ -112,14 +112,15 @@ class DualSolver(StepSolver):
             direction = torch.linalg.solve(B + g_curvature, point.gradient)
             if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
                 pairs.clear()
-                B = curvature
+                B, refresh = curvature, False
                 direction = torch.linalg.solve(B + g_curvature, point.gradient)
             found, spent = self._search(problem, y, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
-                self._evaluate(problem, y, point.z)  # the search has left another p in the room
-                evaluations += 1
+                if spent:  # the search has left another p in the room
+                    self._evaluate(problem, y, point.z)
+                    evaluations += 1
                 break
             pairs.append((found.z - point.z, point.outputs - found.outputs))
             B = B if refresh else _learn(B, *pairs[-1])
@@ -132,10 +133,11 @@ class DualSolver(StepSolver):
     def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
         """D and its gradient at z, or None where the growing mass makes it infinite. Its p and log p fill the room."""
         energy, room, loss = problem.energy, problem.room, problem.energy.loss
-        h = energy.at(z.to(problem.q.device), out=room.work).mul_(problem.tau)
-        if not problem.transport.feasible(h, problem.d):
+        h = energy.at(z.to(problem.q.device), out=room.work)
+        log_q, q, d = problem.log_q, problem.q, problem.d
+        response = problem.transport.respond_into(log_q, q, h, d, room.log_p, problem.tau)
+        if response is None:
             return None
-        response = problem.transport.respond_into(problem.log_q, problem.q, h, problem.d, room.log_p)
         rounding = self._rounding(problem, response.log_p, h)
         u = energy.outputs(torch.exp(response.log_p, out=room.work))
         outputs, smallest = torch.cat([u, response.value.reshape(1)]).cpu().split([len(y), 1])

@@ -45,7 +45,7 @@ class Stage:
         out[self.box] = part
         return out
 
-    def continued(self, d: Tensor, whole: Grid, old: Tensor, least: float) -> Tensor:
+    def continued(self, d: Tensor, old: Tensor, whole: Transport) -> Tensor:
         """The potential on the whole grid: outside the box the old one, or where it is larger a parabola that falls.
 
         There is no mass there that could tell, but the next steps may bring some, and by then the old d would be wrong
@@ -54,7 +54,15 @@ class Stage:
         """
         if self.box is None:
             return d
-        out = self.paste(d, old)
+        grid = whole.kernel.grid
+        if grid.uniform_weights:
+            return self._continued(d, old, grid)
+        volumes = whole.neutral()  # which are no tail
+        return self._continued(d - self.cut(volumes), old - volumes, grid).add_(volumes)
+
+    def _continued(self, d: Tensor, old: Tensor, whole: Grid) -> Tensor:
+        assert self.box is not None
+        out, least = self.paste(d, old), float(d.min())
         area = list(self.box)
         for k, f in enumerate(whole.factors):
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
 from bigjko_kernels.pages import empty_like
 
-from ..energy import Composite, Energy
+from ..energy import Composite, Energy, restricted
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
 from ..measure import GridMeasure
 from ..memory import check as check_memory
@@ -35,11 +35,13 @@ class JKOState:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
+        margin: nodes around the mass that the next step's box begins with.
     """
 
     z: Float[Tensor, " n"]
     d: Float[Tensor, "*grid"]
     curvature: Float[Tensor, "n n"] | None = None
+    margin: int = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         """Bytes that a flow needs on this grid, measure and state included; more than there are is refused."""
         return self._memory(self.grid.shape)
 
+    @torch.no_grad()
     def init(self, measure: GridMeasure) -> JKOState:
         """The dual point and the debiasing potential that belong to the measure.
 
@@ -157,34 +160,34 @@ class JKO(Stepper[GridMeasure, JKOState]):
         z = self.composite.loss.gradient(self.composite.outputs(measure.masses), self.composite.targets)
         return JKOState(z, self.entropy.init(self.transport, measure.log_masses))
 
+    @torch.no_grad()
     def step(self, measure: GridMeasure, state: JKOState, dt: float) -> Step[GridMeasure, JKOState]:
-        """One step of physical time dt."""
-        margin, spent = _MARGIN, 0
+        """One step of physical time dt. No gradient passes through it."""
+        margin, evaluations, passes = state.margin, 0, 0
         while True:
             stage = self._stage(support(measure, self.idle, margin))
             taken = self._on(stage, measure, state, dt)
-            spent += taken.evaluations
-            leaving = stage.leaving(taken.masses, self.grid)
-            if taken.last.status is not Status.ok or leaving <= self.idle * float(measure.mass):
+            evaluations, passes = evaluations + taken.evaluations, passes + taken.passes
+            leaving, allowed = stage.leaving(taken.masses, self.grid), self.idle * float(measure.mass)
+            if taken.last.status is not Status.ok or leaving <= allowed:
                 break
+            del taken
             margin *= 2  # the step carries mass out of the box
         z, d, log_p, status = taken.last.z, taken.refit.d, taken.last.log_p, taken.last.status
-        if status is Status.ok and not bool(torch.isfinite(log_p.max())):
-            status = Status.not_finite
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
         width = float(GridMeasure.known(stage.grid, log_p, taken.masses).width)
         new = GridMeasure.known(
             self.grid, stage.paste(log_p, measure.log_masses), stage.paste(taken.masses, measure.masses)
         )
-        if not float(new.mass) > 0:  # it shrank below the smallest number
+        if not 0 < float(new.mass) < math.inf:  # NaN, or it shrank below the smallest number
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, Status.not_finite)
         change = float(new.mass / measure.mass) - 1
         conserves = self.transport.conserves_mass
         stats = {
-            "evaluations": float(spent),
-            "applications": float(2 * spent + (taken.passes if isinstance(self.entropy, Debiased) else 0)),
-            "passes": float(taken.passes),
+            "evaluations": float(evaluations),
+            "applications": float(2 * evaluations + (passes if isinstance(self.entropy, Debiased) else 0)),
+            "passes": float(passes),
             "residual": taken.last.residual,
             "gap_z": taken.last.gap,
             "gap_d": taken.refit.gap if conserves else math.nan,
@@ -199,21 +202,25 @@ class JKO(Stepper[GridMeasure, JKOState]):
         # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
         costly = self.composite.features.gram_work > _FREE * self.grid.size
         learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None
-        after = JKOState(z, stage.continued(d, self.grid, state.d, float(d.min())), learned)
+        if leaving <= _ROOMY * allowed:  # at least two nodes more than it took
+            margin = max(JKOState.margin, margin - 1)
+        after = JKOState(z, stage.continued(d, state.d, self.transport), learned, margin)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     def _stage(self, box: Box | None) -> Stage:
         """The stage of a box; the last one is kept, since a flow seldom needs another."""
         if box is None:
             return Stage(None, self.grid, self.composite, self.transport)
-        if self._last and self._last[-1].box != box:
-            self._last.clear()
-        if not self._last:
+        stage = next((known for known in self._last if known.box == box), None)
+        if stage is None:
             grid = part(self.grid, box)
             kernel, neurons = self.transport.kernel.on(grid), self.neurons
+            if kernel is None:
+                return self._stage(None)
             transport = Balanced(kernel) if neurons is None else neurons.transport(kernel)
-            self._last.append(Stage(box, grid, self.energy.on(grid), transport))
-        return self._last[-1]
+            stage = Stage(box, grid, restricted(self.energy, self.composite, grid, box), transport)
+        self._last[:] = [stage]  # at once: another thread may share the stepper
+        return stage
 
     def _on(self, stage: Stage, measure: GridMeasure, state: JKOState, dt: float) -> "_Taken":
         """The passes of a step on its stage."""
@@ -229,7 +236,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             z, curvature = solution.z, solution.curvature
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
-            if solution.status is not Status.ok or refit.misfit <= self.entropy.tolerance:
+            if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
         masses = torch.exp(solution.log_p, out=room.work)
         return _Taken(solution, refit, masses, evaluations, passes)
@@ -263,9 +270,9 @@ def _warn(stats: dict[str, float]) -> None:
         )
 
 
-_MARGIN = 4  # nodes around the mass to begin with
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
 _EASY = 3  # evaluations a pass
+_ROOMY = 1e-6
 _ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
 _NARROW = 2.0
 _BOUNDARY = 1e-3

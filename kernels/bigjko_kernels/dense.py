@@ -32,5 +32,9 @@ class Dense(GibbsKernel):
                 log_k = log_k.masked_fill(label[:, None] != label[None], -torch.inf)
         self.log_kernel = log_k
 
+    def on(self, grid: Grid) -> "Dense":
+        """See GibbsKernel."""
+        return Dense(grid, self.epsilon, self.cost)
+
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         return out.copy_(torch.logsumexp(self.log_kernel + b.reshape(1, -1).double(), dim=1).reshape(b.shape))

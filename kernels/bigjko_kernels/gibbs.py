@@ -63,9 +63,9 @@ class GibbsKernel(ABC):
             return result
         return self._log_apply(b, empty_like(b))
 
-    def on(self, grid: Grid) -> "GibbsKernel":
-        """The same kernel on other nodes."""
-        return type(self)(grid, self.epsilon, self.cost)
+    def on(self, grid: Grid) -> "GibbsKernel | None":
+        """The same kernel on other nodes; None from a class that does not say how, whose steps use the whole grid."""
+        return None
 
     def fitted(self, b: Float[Tensor, "*grid"]) -> "GibbsKernel":
         """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""

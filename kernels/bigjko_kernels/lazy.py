@@ -34,6 +34,10 @@ class Lazy(GibbsKernel):
         other = tuple(f for f in grid.factors if not isinstance(f, Sheets))
         self._sheet = _Sheet(Grid(other).points().double(), self.epsilon, self.cost) if other else None
 
+    def on(self, grid: Grid) -> "Lazy":
+        """See GibbsKernel."""
+        return Lazy(grid, self.epsilon, self.cost)
+
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         if self._sheet is None:
             return out.copy_(b)

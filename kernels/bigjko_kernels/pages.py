@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LARGE = 1 << 22  # bytes: below it the heap hands out pages that were touched before
+_LARGE = 1 << 22
 
 
 @functools.cache

@@ -32,6 +32,7 @@ _WIDEST = 17  # tiles in a window, or more while its table is no larger than one
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
 _CHUNK = 1 << 20  # elements of a temporary
+_lock = threading.Lock()  # windows and the array in between are written: not by two threads at once
 _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs more than a wider window
 
 
@@ -69,13 +70,16 @@ class Separable(GibbsKernel):
 
         self.axis = axis
         self._between: Tensor | None = None
-        self._lock = threading.Lock()  # two threads that share a kernel must not write there at once
 
     def on(self, grid: Grid) -> "Separable":
         """See GibbsKernel."""
         return Separable(grid, self.epsilon, self.cost, self.axis)
 
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
+        with _lock:
+            return self._axis_by_axis(b, out)
+
+    def _axis_by_axis(self, b: Tensor, out: Tensor) -> Tensor:
         axes = [(k, axis) for k, axis in enumerate(self._axes) if axis is not None]
         if not axes:
             return out.copy_(b)
@@ -87,22 +91,21 @@ class Separable(GibbsKernel):
             target = torch.empty_like(out) if out.data_ptr() == b.data_ptr() else out
             first(b.reshape(shape), target.view(shape))
             return out if target is out else out.copy_(target)
-        with self._lock:
-            if self._between is None:
-                self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
-            rows, between = b.reshape(-1, shape[2]), self._between
-            step = max(1, _CHUNK // shape[2])
-            spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
-            for start in range(0, rows.shape[0], step):
-                slab, target = rows[start : start + step], between[start : start + step]
-                # Back and forth, so that the last of them writes into `between`.
-                ends = [target, spare[: target.shape[0]]]
-                for left, (k, axis) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
-                    lines = (-1, b.shape[k], math.prod(b.shape[k + 1 :]))
-                    end = ends[left % 2]
-                    axis(slab.reshape(lines), end.view(lines))
-                    slab = end
-            first(between.view(shape), out.view(shape))
+        if self._between is None:
+            self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
+        rows, between = b.reshape(-1, shape[2]), self._between
+        step = max(1, _CHUNK // shape[2])
+        spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
+        for start in range(0, rows.shape[0], step):
+            slab, target = rows[start : start + step], between[start : start + step]
+            # Back and forth, so that the last of them writes into `between`.
+            ends = [target, spare[: target.shape[0]]]
+            for left, (k, axis) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
+                lines = (-1, b.shape[k], math.prod(b.shape[k + 1 :]))
+                end = ends[left % 2]
+                axis(slab.reshape(lines), end.view(lines))
+                slab = end
+        first(between.view(shape), out.view(shape))
         return out
 
 
