@@ -17,10 +17,10 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -350,10 +350,7 @@ void spread(const Axis* a, const void* in, void* out, long before, long after, u
             long* result) {
     Shared shared;
     auto work = [&] { run<P>(*a, (const A*)in, (B*)out, before, after, done, shared); };
-    std::vector<std::thread> others;
-    for (long i = 1; i < std::min(threads, before * after / wide(a->n, after)); ++i) others.emplace_back(work);
-    work();
-    for (auto& t : others) t.join();
+    on_threads(std::min(threads, before * after / wide(a->n, after)), work);
     result[0] = shared.missing, result[1] = shared.wrong;
 }
 

@@ -11,10 +11,10 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -141,10 +141,7 @@ struct Job {
         auto work = [&] {
             for (long c; (c = next++) < chunks();) each(c, c * chunk(), std::min(count, (c + 1) * chunk()));
         };
-        std::vector<std::thread> others;
-        for (long i = 1; i < std::min(threads, chunks()); ++i) others.emplace_back(work);
-        work();
-        for (auto& t : others) t.join();
+        on_threads(std::min(threads, chunks()), work);
     }
 
     // each(first, how many, their directions in double) for Q directions at a time and then one by one.
