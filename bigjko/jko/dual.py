@@ -3,8 +3,8 @@
     D(z) = -tau g*(z) + min over p of [T_eps(p, q) + <tau (V + M^T z) - d, p>],   grad D = tau (M p_z - grad g*(z))
 
 concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(p_z) (mathematics.md 2). Hess g* is known exactly, so a
-structured BFGS learns B alone, from the pairs (dz, -d M p_z), on NTK(q); where three pairs were not enough and an NTK
-costs less than the kernel, from all pairs of the pass on a fresh NTK(p_z).
+structured BFGS learns B alone, from the pairs (dz, -d M p_z), on NTK(q); far from the answer, where an NTK costs less
+than the kernel, from all pairs of the pass on a fresh NTK(p_z).
 """
 
 import math
@@ -103,7 +103,7 @@ class DualSolver(StepSolver):
                 status = Status.ok
                 break
             g_curvature = torch.diag(loss.conjugate_curvature(point.z, y))
-            refresh = cheap and len(pairs) >= _PATIENCE
+            refresh = cheap and (residual > _FAR_OFF or len(pairs) >= _PATIENCE)
             if refresh:
                 curvature = problem.tau * problem.energy.features.gram(problem.room.work).cpu()
                 B = curvature
@@ -227,7 +227,10 @@ _NOISE = 1e-9  # a drop of D below this share of 1 + |D| may be rounding; in flo
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p
 _FAR = 1e6  # ulps: where |log p| stays below 1e5 no rounding reaches a tolerance of more than this
-_PATIENCE = 3  # pairs before an NTK is made afresh: ordinary steps are done by then, hard ones (tau max|G| > .5) not
+_FAR_OFF = (
+    0.03  # residual above which an NTK is made afresh: ordinary steps start below it, those of tau max|G| > .5 not
+)
+_PATIENCE = 3  # pairs after which one is made anyway
 _CHEAP = 100  # multiplications of a gram per node: a kernel application on three axes costs more
 _FORESIGHT = 10
 _SEEN = 1e-3
