@@ -1,6 +1,7 @@
 """Micro benchmarks by pytest-benchmark, for comparing two commits on one machine: `make bench-micro`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from problems import box, risk, sloped
 import bigjko as bj
 from bigjko_kernels import Separable
 
-Benchmark = Callable[[Callable[[], object]], object]
+Benchmark = Callable[[Callable[[], Any]], Any]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def test_log_kernel(benchmark: Benchmark, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     grid = box(shape, dtype)
     b, kernel = sloped(grid), Separable(grid, 0.75 * grid.spacing**2)
-    benchmark(lambda: kernel.log_apply(b))
+    assert bool(torch.isfinite(benchmark(lambda: kernel.log_apply(b))).all())
 
 
 @pytest.mark.parametrize("part", ["outputs", "potential", "slopes"])
@@ -27,7 +28,7 @@ def test_sums_over_neurons(benchmark: Benchmark, part: str) -> None:
     W = torch.randn(10**5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     stream = problem.neurons.stream(W, problem.X)
     argument = W[:, 0].contiguous() if part == "outputs" else problem.y
-    benchmark(lambda: getattr(stream, part)(argument))
+    assert bool(torch.isfinite(benchmark(lambda: getattr(stream, part)(argument))).all())
 
 
 @pytest.mark.parametrize("entropy", [bj.Plain(), bj.Debiased()], ids=["plain", "debiased"])
@@ -36,7 +37,7 @@ def test_jko_step(benchmark: Benchmark, entropy: bj.Plain | bj.Debiased) -> None
     jko = bj.JKO(risk(16, 1), grid, tau=0.05, entropy=entropy)
     start = bj.GridMeasure.gaussian(grid, mean=0.1, std=0.5)
     state = jko.init(start)
-    benchmark(lambda: jko.step(start, state, 0.05))
+    assert benchmark(lambda: jko.step(start, state, 0.05)).status is bj.Status.ok
 
 
 def test_gradient_descent_step(benchmark: Benchmark) -> None:
@@ -44,4 +45,4 @@ def test_gradient_descent_step(benchmark: Benchmark) -> None:
     start = bj.ParticleMeasure.from_network(draw[:, :2], draw[:, 2])
     descent = bj.GradientDescent(risk(100, 2), tau=0.01)
     state = descent.init(start)
-    benchmark(lambda: descent.step(start, state, 0.01))
+    assert benchmark(lambda: descent.step(start, state, 0.01)).status is bj.Status.ok

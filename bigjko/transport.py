@@ -16,13 +16,15 @@ from bigjko_kernels.sums import inner, parts, sum64
 
 from .errors import StepError
 
+OnGrid = Float[Tensor, "*grid"]
+
 
 @dataclass(frozen=True, eq=False)
 class Response:
     """The answer: the smallest value, and the p that reaches it."""
 
     value: Float[Tensor, ""]
-    log_p: Float[Tensor, "*grid"]
+    log_p: OnGrid
 
 
 class Transport(ABC):
@@ -38,16 +40,16 @@ class Transport(ABC):
         """Entropic temperature."""
         return self.kernel.epsilon
 
-    def fitted(self, log_q: Float[Tensor, "*grid"]) -> "Transport":
+    def fitted(self, log_q: OnGrid) -> "Transport":
         """The same transport with its kernel fitted to one step from q."""
         kernel = self.kernel.fitted(log_q)
         return self if kernel is self.kernel else type(self)(kernel)
 
     @abstractmethod
-    def neutral(self) -> Float[Tensor, "*grid"]:
+    def neutral(self) -> OnGrid:
         """The d of a plain step: none, but for the cell volumes that entropy is relative to."""
 
-    def respond(self, log_q: Float[Tensor, "*grid"], h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> Response:
+    def respond(self, log_q: OnGrid, h: OnGrid, d: OnGrid) -> Response:
         """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold. Two applications."""
         found = self.respond_into(log_q, log_q.exp(), h.clone(), d, torch.empty_like(d))
         if found is None:
@@ -56,13 +58,7 @@ class Transport(ABC):
 
     @abstractmethod
     def respond_into(
-        self,
-        log_q: Float[Tensor, "*grid"],
-        q: Float[Tensor, "*grid"],
-        h: Float[Tensor, "*grid"],
-        d: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-        tau: float = 1.0,
+        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
     ) -> Response | None:
         """`respond` to tau h, without a new array; None where it is not feasible.
 
@@ -70,15 +66,15 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
+    def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Whether that minimum is finite."""
 
-    def debias(self, d: Float[Tensor, "*grid"], log_p: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def debias(self, d: OnGrid, log_p: OnGrid) -> OnGrid:
         """One averaged fixed-point step towards the d whose T_eps(p, p)/2 has derivative d at p. One application."""
         return d + self.rate * (log_p - self.reproduced(d, torch.empty_like(d)))
 
     @abstractmethod
-    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """log r, r the measure that d debiases: T_eps(r, r)/2 has derivative d at r. Into out. One application."""
 
     @property
@@ -95,18 +91,12 @@ class Balanced(Transport):
 
     conserves_mass = True
 
-    def neutral(self) -> Float[Tensor, "*grid"]:
+    def neutral(self) -> OnGrid:
         """eps log(cell volume)."""
         return self.epsilon * self.kernel.grid.log_weights
 
     def respond_into(
-        self,
-        log_q: Float[Tensor, "*grid"],
-        q: Float[Tensor, "*grid"],
-        h: Float[Tensor, "*grid"],
-        d: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-        tau: float = 1.0,
+        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
     ) -> Response | None:
         """See Transport."""
         log_b = torch.sub(d, h, alpha=tau, out=h).mul_(1 / self.epsilon)
@@ -117,11 +107,11 @@ class Balanced(Transport):
             torch.sub(log_q_i, log_kb_i, out=log_kb_i)
         return Response(value, self.kernel.log_apply(out, out=out).add_(log_b))
 
-    def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
+    def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
         return True
 
-    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """r = b K b, b = exp(d / eps). Reference: Janati, Cuturi and Gramfort 2020."""
         self.kernel.log_apply(torch.mul(d, 1 / self.epsilon, out=out), out=out)
         return out.add_(d, alpha=1 / self.epsilon)
@@ -155,22 +145,16 @@ class WassersteinFisherRao(Transport):
                 break
         self.scale = scale + weights
 
-    def _apply(self, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def _apply(self, b: OnGrid, out: OnGrid) -> OnGrid:
         self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
         return out.add_(self.scale)
 
-    def neutral(self) -> Float[Tensor, "*grid"]:
+    def neutral(self) -> OnGrid:
         """Zero."""
         return torch.zeros_like(self.scale)
 
     def respond_into(
-        self,
-        log_q: Float[Tensor, "*grid"],
-        q: Float[Tensor, "*grid"],
-        h: Float[Tensor, "*grid"],
-        d: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-        tau: float = 1.0,
+        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
     ) -> Response | None:
         """See Transport."""
         eps = self.epsilon
@@ -185,11 +169,11 @@ class WassersteinFisherRao(Transport):
         log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
         return Response(value, self._apply(log_b, out).add_(log_a, alpha=1 + eps))
 
-    def feasible(self, h: Float[Tensor, "*grid"], d: Float[Tensor, "*grid"]) -> bool:
+    def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""
         return bool(((-d).exp() + h > 0).all())
 
-    def reproduced(self, d: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """r = exp(d + d / eps) K exp(d / eps)."""
         return self._apply(d / self.epsilon, out).add_(d, alpha=1 + 1 / self.epsilon)
 

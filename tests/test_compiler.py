@@ -1,7 +1,11 @@
 """The C++ on other instruction sets than this machine's own, and what a library in the cache depends on."""
 
+import ctypes
 import functools
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,28 @@ def test_a_header_that_changes_makes_another_library(tmp_path: Path, monkeypatch
     header.write_text("#define ONE 2\n")
     assert compiler.build(source, "native") != first
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+ALONE = r"""
+#include <atomic>
+#include <cstdio>
+#include "threads.h"
+int main() {
+    std::atomic<int> calls{0};
+    auto work = [&] { ++calls; };
+    on_threads(4, work);
+    std::printf("%d %d", GOMP_parallel != nullptr, calls.load());
+}
+"""
+
+
+def test_threads_are_torchs_own_where_it_has_them_and_ours_elsewhere(tmp_path: Path) -> None:
+    """In a program without torch four threads are started; in this process torch's are visible to compiled code."""
+    source, program = tmp_path / "alone.cpp", tmp_path / "alone"
+    source.write_text(ALONE)
+    folder = Path(compiler.__file__).parent
+    command = [os.environ.get("CXX", "g++"), "-std=c++17", "-pthread", f"-I{folder}", str(source), "-o", str(program)]
+    subprocess.run(command, check=True)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "0 4"
+    if sys.platform == "linux" and "omp_get_max_threads" in torch.__config__.parallel_info():
+        assert hasattr(ctypes.CDLL(None), "GOMP_parallel")

@@ -23,7 +23,7 @@ def concentrated(grid: bj.Grid, nodes: float = 2.5) -> bj.GridMeasure:
     return bj.GridMeasure.gaussian(grid, mean=0.6, std=nodes * grid.spacing)
 
 
-@pytest.mark.parametrize("shape", [(96, 128), (72, 72, 72)], ids=["plane", "space"])
+@pytest.mark.parametrize("shape", [(144, 192), (96, 96, 96)], ids=["plane", "space"])
 def test_a_step_on_its_box_is_the_step_on_the_grid(shape: tuple[int, ...]) -> None:
     """Each of eight steps that carry mass along: masses in L1, outputs, risk, boundary mass, and mass kept."""
     k = len(shape)
@@ -33,7 +33,7 @@ def test_a_step_on_its_box_is_the_step_on_the_grid(shape: tuple[int, ...]) -> No
     state = on_box.init(measure)
     for _ in range(8):
         boxed, whole = on_box.step(measure, state, 0.02), on_all.step(measure, state, 0.02)
-        assert boxed.stats["stage"] < 0.5
+        assert boxed.stats["stage"] <= 0.25
         assert whole.stats["stage"] == 1
         assert float((boxed.measure.masses - whole.measure.masses).abs().sum()) <= 1e-12
         assert float((boxed.outputs - whole.outputs).abs().max()) <= 1e-12
@@ -50,12 +50,14 @@ def test_a_flow_forgets_less_by_its_boxes_than_by_rounding_of_its_start() -> Non
     So no restriction, and no change of the start that is rounding, leaves ten such steps as they were. Halving all that
     lies beyond 8 deviations, 1e-16 of the mass, must move the flow more than the boxes do.
     """
-    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 128])
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [144, 192])
     start = concentrated(grid)
     thinned = start.log_masses - (start.log_masses < start.log_masses.max() - 32.0) * math.log(2.0)
     jko, whole = bj.JKO(risk(), grid, tau=0.05), bj.JKO(risk(), grid, tau=0.05, idle=0.0)
     exact = bj.evolve(whole, start, t_end=0.5).final.masses
-    boxed = bj.evolve(jko, start, t_end=0.5).final.masses
+    flow = bj.evolve(jko, start, t_end=0.5)
+    assert float(flow.stats["stage"][1]) <= 0.25
+    boxed = flow.final.masses
     rounded = bj.evolve(whole, bj.GridMeasure(grid, thinned), t_end=0.5).final.masses
     assert float((boxed - exact).abs().sum()) < 0.1 * float((rounded - exact).abs().sum())
 
@@ -73,7 +75,7 @@ def test_a_step_out_of_its_box_is_taken_again_on_a_wider_one() -> None:
     assert first is not None
     small = math.prod(side.stop - side.start for side in first) / grid.size
     boxed, whole = taken[1e-15], taken[0.0]
-    assert small < boxed.stats["stage"] < 0.5
+    assert small < boxed.stats["stage"] <= 0.25
     assert float((boxed.measure.masses - whole.measure.masses).abs().sum()) <= 1e-13
     x = grid.factors[0].nodes[:, 0]
     shift = float((boxed.measure.masses - start.masses).sum(1) @ x)
@@ -89,7 +91,7 @@ def test_the_box_holds_the_mass() -> None:
         assert all(side.start % 4 == 0 for side in box)
         assert float(measure.mass - measure.masses[box].sum()) <= idle + 1e-15
     assert support(measure, 0.0, 4) is None
-    assert support(bj.GridMeasure.gaussian(grid, 0.0, 1.0), 1e-15, 4) is None  # more than half of the nodes
+    assert support(bj.GridMeasure.gaussian(grid, 0.0, 1.0), 1e-15, 4) is None  # more than a quarter of the nodes
 
 
 def test_directions_are_never_cut() -> None:
@@ -101,7 +103,7 @@ def test_directions_are_never_cut() -> None:
 
 
 def test_mass_outside_the_box_stays_to_the_last_bit() -> None:
-    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 96])
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [144, 144])
     start = concentrated(grid)
     jko = bj.JKO(risk(), grid, tau=0.05)
     step = jko.step(start, jko.init(start), 0.05)
@@ -120,7 +122,7 @@ def test_an_idle_share_that_would_show_is_refused(idle: float) -> None:
 
 def test_a_plain_flow_on_an_irregular_axis_is_as_exact_on_its_box() -> None:
     # d holds the cell volumes there: they go on as they are, not as a tail.
-    t = torch.linspace(-9.0, 9.0, 301, dtype=F64)
+    t = torch.linspace(-18.0, 18.0, 601, dtype=F64)
     grid = bj.Grid((bj.Line.at(t + 0.5 * t.sin()),))
     start = bj.GridMeasure.gaussian(grid, -4.0, 0.35)
     field = bj.Potential(lambda x: -2 * x[:, 0])
@@ -129,13 +131,13 @@ def test_a_plain_flow_on_an_irregular_axis_is_as_exact_on_its_box() -> None:
         jko = bj.JKO(field, grid, tau=0.1, entropy=bj.Plain(), idle=idle)
         flow = bj.evolve(jko, start, t_end=1.0)
         found.append(flow.final.masses)
-        assert (float(flow.stats["stage"][1]) < 0.5) == (idle > 0)
+        assert (float(flow.stats["stage"][1]) <= 0.25) == (idle > 0)
     assert float((found[0] - found[1]).abs().sum()) <= 1e-12
 
 
 @pytest.mark.parametrize("kind", ["table", "normalised"])
 def test_a_potential_is_that_of_the_whole_grid_on_a_box(kind: str) -> None:
-    grid = bj.Grid.uniform([-6.0, -6.0], [6.0, 6.0], [96, 96])
+    grid = bj.Grid.uniform([-9.0, -9.0], [9.0, 9.0], [144, 144])
     start = bj.GridMeasure.gaussian(grid, -2.0, 0.3)
     table = grid.points().sum(1)
     fields: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -146,12 +148,12 @@ def test_a_potential_is_that_of_the_whole_grid_on_a_box(kind: str) -> None:
         bj.evolve(bj.JKO(bj.Potential(fields[kind]), grid, tau=0.05, idle=idle), start, t_end=0.2)
         for idle in (1e-15, 0.0)
     )
-    assert float(boxed.stats["stage"][1:].max()) < 0.5
+    assert float(boxed.stats["stage"][1:].max()) <= 0.25
     assert float((boxed.final.masses - whole.final.masses).abs().sum()) <= 1e-10
 
 
 def test_a_kernel_that_cannot_be_cut_works_on_the_whole_grid() -> None:
-    grid = bj.Grid.uniform([-6.0, -6.0], [6.0, 6.0], [64, 64])
+    grid = bj.Grid.uniform([-6.0, -6.0], [6.0, 6.0], [144, 144])
 
     class Mine(bj.kernels.GibbsKernel):
         def __init__(self, grid: bj.Grid) -> None:
@@ -164,6 +166,8 @@ def test_a_kernel_that_cannot_be_cut_works_on_the_whole_grid() -> None:
     start = concentrated(grid)
     jko = bj.JKO(risk(), grid, tau=0.05, kernel=Mine(grid))
     assert jko.step(start, jko.init(start), 0.05).stats["stage"] == 1
+    ours = bj.JKO(risk(), grid, tau=0.05)
+    assert ours.step(start, ours.init(start), 0.05).stats["stage"] <= 0.25
 
 
 def test_a_learned_potential_keeps_its_gradient_to_itself() -> None:
@@ -195,12 +199,13 @@ def test_the_margin_that_a_step_needed_is_the_next_ones_first() -> None:
 
 
 def test_a_step_changes_nothing_it_was_given() -> None:
-    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [96, 96])
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [144, 144])
     for start in (concentrated(grid), bj.GridMeasure.gaussian(grid, 0.0, 0.8)):
         jko = bj.JKO(risk(), grid, tau=0.05)
         state = jko.init(start)
         before = [x.clone() for x in (start.log_masses, start.masses, state.d)]
         step = jko.step(start, state, 0.05)
+        assert (step.stats["stage"] < 1) == (start.width < 3)
         kept = [x.clone() for x in (step.measure.log_masses, step.measure.masses, step.state.d)]
         jko.step(step.measure, step.state, 0.05)
         assert all(map(torch.equal, before, (start.log_masses, start.masses, state.d)))

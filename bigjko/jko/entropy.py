@@ -5,15 +5,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from bigjko_kernels import Grid
 from bigjko_kernels.pages import empty_like
 from bigjko_kernels.sums import parts
 
 from ..errors import StepError
-from ..transport import Transport
+from ..transport import OnGrid, Transport
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class Refit:
         gap: eps mass max log(p / r), r rescaled to p's mass: what the misfit can cost the step (mathematics.md 2).
     """
 
-    d: Float[Tensor, "*grid"]
+    d: OnGrid
     misfit: float
     gap: float
 
@@ -38,18 +36,11 @@ class Entropy(ABC):
     tolerance: float
 
     @abstractmethod
-    def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def init(self, transport: Transport, log_q: OnGrid) -> OnGrid:
         """The potential before the first step."""
 
     @abstractmethod
-    def refit(
-        self,
-        transport: Transport,
-        d: Float[Tensor, "*grid"],
-        log_p: Float[Tensor, "*grid"],
-        work: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-    ) -> Refit:
+    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
         """The potential after a pass that led to p, written into out, which may be d; `work` is overwritten."""
 
 
@@ -63,18 +54,11 @@ class Plain(Entropy):
     passes = 1
     tolerance = 0.0
 
-    def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def init(self, transport: Transport, log_q: OnGrid) -> OnGrid:
         """Cell volumes only."""
         return transport.neutral()
 
-    def refit(
-        self,
-        transport: Transport,
-        d: Float[Tensor, "*grid"],
-        log_p: Float[Tensor, "*grid"],
-        work: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-    ) -> Refit:
+    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
         """Nothing to fit."""
         return Refit(d, math.nan, math.nan)
 
@@ -102,7 +86,7 @@ class Debiased(Entropy):
                 f"received passes = {self.passes} and tolerance = {self.tolerance}, need passes >= 1 and tolerance >= 0"
             )
 
-    def init(self, transport: Transport, log_q: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def init(self, transport: Transport, log_q: OnGrid) -> OnGrid:
         """The d that fits q, iterated to rounding."""
         d, last = transport.neutral().contiguous(), math.inf
         work, out = empty_like(log_q), empty_like(log_q)
@@ -115,14 +99,7 @@ class Debiased(Entropy):
             d, last = refit.d, refit.misfit
         return d
 
-    def refit(
-        self,
-        transport: Transport,
-        d: Float[Tensor, "*grid"],
-        log_p: Float[Tensor, "*grid"],
-        work: Float[Tensor, "*grid"],
-        out: Float[Tensor, "*grid"],
-    ) -> Refit:
+    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
         mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
         worst = top = d.new_full((), -math.inf)

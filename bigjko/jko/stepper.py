@@ -60,15 +60,16 @@ class JKO(Stepper[GridMeasure, JKOState]):
         solver: DualSolver(), or ScalingSolver() for reference.
         kernel: the Gibbs kernel; `gibbs(grid, epsilon, way's cost)` by default.
         idle: share of the mass that a step may leave where it is. On lines it works in the box that holds the rest, if
-            that is less than half of the grid, widened until no more than this share reaches its sides. 0: always all.
+            that is less than a quarter of the grid, widened until no more than this share reaches its sides. 0: on all
+            nodes, always.
 
     Raises:
         StepError: for a tau that is not positive, an epsilon below .25 h^2, a kernel of another grid, or a grid whose
             steps need more memory than there is.
 
-    Stats of a step: `evaluations` and `applications` (of the kernel), `passes`; of the last pass `residual`, `gap_z`,
-    `gap_d` and `misfit` (gap_z + gap_d bounds the step's suboptimality, mathematics.md 2); `mass_error` (balanced) or
-    `growth`, `boundary_mass`, `width` (nodes), `stage` (the share of the grid that was worked on).
+    Stats of a step: `evaluations` and `applications` (of the kernel), `passes`; `gap_z`, the largest of its passes; of
+    the last pass `residual`, `gap_d` and `misfit` (gap_z + gap_d bounds the step's suboptimality, mathematics.md 2);
+    `mass_error` (balanced) or `growth`, `boundary_mass`, `width` (nodes), `stage` (the share of the grid worked on).
     """
 
     energy: Energy
@@ -189,7 +190,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             "applications": float(2 * evaluations + (passes if isinstance(self.entropy, Debiased) else 0)),
             "passes": float(passes),
             "residual": taken.last.residual,
-            "gap_z": taken.last.gap,
+            "gap_z": taken.gap_z,
             "gap_d": taken.refit.gap if conserves else math.nan,
             "misfit": taken.refit.misfit,
             "mass_error" if conserves else "growth": change,
@@ -229,26 +230,28 @@ class JKO(Stepper[GridMeasure, JKOState]):
         energy = self.scheme.model(stage.composite, q, dt)
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
         z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
-        evaluations, passes, room, new_d = 0, 0, Room(log_q), empty_like(log_q)
+        evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q), empty_like(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, log_q, q, d, dt, room, rtol), z, curvature)
             z, curvature = solution.z, solution.curvature
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
+            gap_z = max(gap_z, solution.gap)
             if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
         masses = torch.exp(solution.log_p, out=room.work)
-        return _Taken(solution, refit, masses, evaluations, passes)
+        return _Taken(solution, refit, masses, gap_z, evaluations, passes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """What the passes of a step led to: the last of them, its masses, and the work of all."""
+    """What the passes of a step led to: the last of them, its masses, and the largest gap and the work of all."""
 
     last: Solution
     refit: Refit
     masses: Tensor
+    gap_z: float
     evaluations: int
     passes: int
 
