@@ -24,7 +24,8 @@ import torch
 
 LONG, OURS_LONG = 5.0, 30.0  # seconds: a run that takes longer is the only one; ours are given more
 BUDGET = 4.0  # seconds of repeated runs, about, for each contender
-PAUSE = 0.01  # seconds between runs: OpenMP threads of the last contender spin that long at most
+PAUSE = 0.03  # seconds between contenders: OpenMP threads of the last one spin that long at most
+UNSTEADY = 1.0  # a middle half wider than the median: such a row decides nothing
 GIB = 1024.0**3
 
 
@@ -97,8 +98,15 @@ class Row:
         """The middle half of the runs, over the median: one run that was disturbed does not set it."""
         if len(self.times) < 2:
             return "one run"
+        return f"{100 * self.width:.0f}%, {len(self.times)} runs"
+
+    @property
+    def width(self) -> float:
+        """Of the middle half of the runs, over the median; 0 for one run."""
+        if len(self.times) < 2:
+            return 0.0
         first, _, third = statistics.quantiles(self.times, n=4, method="inclusive")
-        return f"{100 * (third - first) / self.median:.0f}%, {len(self.times)} runs"
+        return (third - first) / self.median
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,9 @@ class Table:
         return next((row for row in self.rows if row.name == name), Row(name))
 
     def over(self, name: str, other: str) -> float:
-        """Median of a row over another's; NaN where one is missing."""
-        return self.row(name).median / self.row(other).median
+        """Median of a row over another's; NaN where one is missing, or so unsteady that its median says nothing."""
+        one, two = self.row(name), self.row(other)
+        return one.median / two.median if max(one.width, two.width) <= UNSTEADY else math.nan
 
     def ratios(self) -> dict[str, float]:
         """Ours over the floor and over every row that is not ours."""
@@ -166,7 +175,7 @@ class Table:
                 continue
             error = "" if row.error is None else f"{row.error:.1e}"
             peak = "" if math.isnan(row.peak) else f"{row.peak / (self.array or 2**20):.3g}"
-            ratio = f"{self.over(row.name, self.floor):.3g}"
+            ratio = f"{self.over(row.name, self.floor):.3g}".replace("nan", "unsteady")
             lines.append(
                 f"| {row.name} | {row.median:.4g} s | {row.spread} | {ratio} | {peak} | {error} | {row.note} |"
             )
@@ -227,7 +236,6 @@ def synchronise() -> None:
 
 def once(run: Run) -> tuple[object, float]:
     """One run and its seconds."""
-    time.sleep(PAUSE)
     synchronise()
     began = time.perf_counter()
     result = run()
@@ -286,6 +294,7 @@ def measure(
 
 def warm(run: Run) -> None:
     """Let the last contender's threads fall asleep and this one's wake up: a cold second core costs twice the time."""
+    time.sleep(PAUSE)
     began = time.perf_counter()
     while time.perf_counter() - began < _WARM:
         _, seconds = once(run)

@@ -101,8 +101,13 @@ def _record(title: str, took: str, tables: list[Table]) -> None:
     text = "\n\n".join([*head, *(f"## {known}\n\n{parts[known]}" for known in order)])
     RESULTS.write_text(text + "\n", encoding="utf-8")
     ratios = json.loads(RATIOS.read_text(encoding="utf-8")) if RATIOS.exists() else {}
-    ratios |= {table.title: {k: round(v, 4) for k, v in table.ratios().items()} for table in tables if table.ratios()}
+    ratios |= {_key(table): {k: round(v, 4) for k, v in table.ratios().items()} for table in tables if table.ratios()}
     RATIOS.write_text(json.dumps(ratios, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _key(table: Table) -> str:
+    """The title without what was measured, which would differ from run to run."""
+    return table.title.partition(": time grows")[0]
 
 
 def _check(tables: list[Table], factor: float) -> int:
@@ -116,7 +121,7 @@ def _check(tables: list[Table], factor: float) -> int:
     print("\n| table | ratio | stored | now | |\n|---|---|---|---|---|")
     for table in tables:
         for name, now in table.ratios().items():
-            then = stored.get(table.title, {}).get(name)
+            then = stored.get(_key(table), {}).get(name)
             if then is None:
                 continue
             compared += 1
