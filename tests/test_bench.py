@@ -49,15 +49,22 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_check_tells_a_ratio_that_has_grown(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     harness = importlib.import_module("harness")
-    rows = [harness.Row("floor", times=[1.0]), harness.Row("ours", ours=True, times=[1.9, 2.0, 9.0])]
-    table = harness.Table("title", "floor", rows)
+
+    def measured(title: str, *times: float) -> Any:
+        rows = [harness.Row("floor", times=[1.0]), harness.Row("ours", ours=True, times=list(times))]
+        return harness.Table(title, "floor", rows)
+
+    table = measured("title: time grows like n^0.09", 1.9, 2.0, 2.0, 2.1, 9.0)
     assert table.ratios() == {"ours / floor": 2.0}
+    assert measured("title", 1.0, 2.0, 9.0).ratios() == {}, "a row so unsteady decides nothing"
     monkeypatch.setattr(bench, "RATIOS", tmp_path / "ratios.json")
     assert bench._check([table], factor=1.5) == 1, "nothing to compare with is no success"
     bench.RATIOS.write_text(json.dumps({"title": {"ours / floor": 1.6}}))
     assert bench._check([table], factor=1.5) == 0
     bench.RATIOS.write_text(json.dumps({"title": {"ours / floor": 1.2}}))
     assert bench._check([table], factor=1.5) == 1
+    again = measured("title: time grows like n^0.11", 1.7)
+    assert bench._check([table, again], factor=1.5) == 0, "worse once and not again"
 
 
 def test_recording_a_section_keeps_the_others(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
