@@ -260,6 +260,13 @@ class ParticleMeasure:
         """Total mass, summed in float64."""
         return sum64(self.masses)
 
+    def balanced(self) -> "ParticleMeasure":
+        """The same network from neurons with |w| = |a|: each is scaled by sqrt(|a| / |w|) in w and its inverse in a."""
+        norm, a = self.w.norm(dim=1, keepdim=True), self.a[:, None]
+        root = (norm * a.abs()).sqrt()
+        w = torch.where(norm > 0, self.w / norm, 0.0) * root
+        return ParticleMeasure(torch.cat([w, a.sign() * root], dim=1), self.masses)
+
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ParticleMeasure":
         """The same particles on another device or in another dtype."""
         return ParticleMeasure(

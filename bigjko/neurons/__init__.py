@@ -1,5 +1,9 @@
 """The ways to turn a network into a measure."""
 
 from .base import Neurons as Neurons
+from .dynamics import Dynamics as Dynamics
+from .dynamics import Free as Free
+from .dynamics import FrozenOutputs as FrozenOutputs
+from .dynamics import UnitDirections as UnitDirections
 from .lifted import Lifted as Lifted
 from .projected import Projected as Projected

@@ -12,6 +12,7 @@ from bigjko_kernels import Cost, Features, GibbsKernel, Grid, Ridge, Stream, str
 
 from ..measure import GridMeasure, ParticleMeasure
 from ..transport import Transport
+from .dynamics import Dynamics, Free
 
 
 class Neurons(ABC):
@@ -21,10 +22,12 @@ class Neurons(ABC):
         name: what files call the way.
         cost: the ground cost of its metric.
         stream: how directions and data meet: the default `stream`, or `Compiled`, `Tiled` or `Keops` always.
+        dynamics: how particles move if they are to follow the flow of the measure.
     """
 
     name: str
     stream: Callable[[Tensor, Tensor], Stream] = staticmethod(stream)
+    dynamics: Dynamics = Free()
 
     @property
     @abstractmethod

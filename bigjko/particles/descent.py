@@ -4,13 +4,13 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..energy import Composite
 from ..errors import MeasureError, StepError
 from ..measure import ParticleMeasure
+from ..neurons.dynamics import Dynamics
 from ..risk import Risk
 from ..status import Status
 from ..stepper import Step, Stepper
@@ -23,16 +23,16 @@ class ParticleState:
     outputs: Float[Tensor, " n"]
 
 
-def velocity(risk: Risk, particles: ParticleMeasure) -> Tensor:
+def velocity(risk: Risk, particles: ParticleMeasure, dynamics: Dynamics | None = None) -> Tensor:
     """-grad F'(mu)(theta_i) for every neuron: shape (m, d + 1). Masses do not enter it (mathematics.md 1).
 
-    With G = sum_j z_j 1{w.x_j > 0} x_j: -(a G + 2 beta w, w.G + 2 beta a), relu'(0) = 0. Two passes over the neurons.
+    In the dynamics of the risk's way, unless others are given. relu'(0) = 0. Two passes over the neurons.
     """
     stream = risk.neurons.stream(particles.w, risk.X)
     u = stream.outputs(particles.masses * particles.a)
     slopes = stream.slopes(risk.loss.gradient(u, risk.y.double()).to(particles.a.dtype))
-    down = torch.cat([particles.a[:, None] * slopes, (particles.w * slopes).sum(1, keepdim=True)], dim=1)
-    return -(down + 2 * risk.weight_decay * particles.positions)
+    dynamics = risk.neurons.dynamics if dynamics is None else dynamics
+    return dynamics.velocity(particles.w, particles.a, slopes, risk.weight_decay)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,12 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
     """What the particle steppers share: they start and finish a step alike, and move in between."""
 
     energy: Risk
+    dynamics: Dynamics | None = None
+
+    @property
+    def moving(self) -> Dynamics:
+        """The dynamics asked for, or those of the way."""
+        return self.energy.neurons.dynamics if self.dynamics is None else self.dynamics
 
     def init(self, measure: ParticleMeasure) -> ParticleState:
         """The outputs at the start."""
@@ -91,11 +97,17 @@ class GradientDescent(ParticleStepper):
     """theta <- theta - tau grad F'(mu)(theta): the seed's GD on sqrt(m) theta, on the flow's own clock.
 
     Order 1; stable while tau lambda_max(NTK) stays below 1 for the squared loss. One pass over the neurons a step: each
-    is moved and its new output added at once. O(m + n) memory.
+    is moved and its new output added at once. O(m + n) memory (other dynamics than Free take three passes).
+
+    Args:
+        energy: a Risk.
+        tau: the time step.
+        dynamics: how neurons move; those of the risk's way by default, which follow the flow of its measure.
     """
 
     energy: Risk
     tau: float
+    dynamics: Dynamics | None = None
     name: str = field(default="gd", init=False)
 
     def __post_init__(self) -> None:
@@ -105,5 +117,5 @@ class GradientDescent(ParticleStepper):
         risk = self.energy
         z = risk.loss.gradient(state.outputs, risk.y.double())
         stream = risk.neurons.stream(measure.w, risk.X)
-        moved = stream.descend(measure.a, measure.masses, z, dt, risk.weight_decay)
+        moved = self.moving.descend(stream, measure.a, measure.masses, z, dt, risk.weight_decay)
         return Move(moved.positions, {"speed": moved.fastest}, outputs=moved.outputs)

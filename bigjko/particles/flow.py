@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import MeasureError, StepError
 from ..measure import ParticleMeasure
+from ..neurons.dynamics import Dynamics
 from ..optional import need
 from ..risk import Risk
 from ..status import Status
@@ -26,12 +27,14 @@ class GradientFlow(ParticleStepper):
         energy: a Risk.
         tau: the recording step; the solver takes as many of its own inside it as it needs.
         rtol, atol: of the solver, in units of the positions.
+        dynamics: how neurons move; those of the risk's way by default, which follow the flow of its measure.
     """
 
     energy: Risk
     tau: float
     rtol: float = 1e-5
     atol: float = 1e-6
+    dynamics: Dynamics | None = None
     name: str = field(default="flow", init=False)
 
     def __post_init__(self) -> None:
@@ -46,11 +49,11 @@ class GradientFlow(ParticleStepper):
         def speed(_: Tensor, positions: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return velocity(self.energy, ParticleMeasure(positions, measure.masses))
+            return velocity(self.energy, ParticleMeasure(positions, measure.masses), self.dynamics)
 
         times = torch.tensor([0.0, dt], dtype=torch.float64, device=measure.positions.device)
         try:
             path = odeint(speed, measure.positions, times, rtol=self.rtol, atol=self.atol, method="dopri5")
         except (AssertionError, MeasureError):  # torchdiffeq asserts that its step is not lost in t; NaN is no measure
             return Move(measure.positions, {"evaluations": float(calls)}, Status.flow_stalled)
-        return Move(path[-1], {"evaluations": float(calls)})
+        return Move(self.moving.settle(path[-1]), {"evaluations": float(calls)})

@@ -26,5 +26,6 @@ from .select import gibbs as gibbs
 from .select import stream as stream
 from .separable import Separable as Separable
 from .streams import Keops as Keops
+from .streams import Moved as Moved
 from .streams import Stream as Stream
 from .streams import Tiled as Tiled
