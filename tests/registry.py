@@ -15,7 +15,7 @@ from torch import Tensor
 from bigjko import JKO, Debiased, DualSolver, GradientDescent, GradientFlow, GridMeasure, Plain, Risk, ScalingSolver
 from bigjko.losses import Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
-from bigjko.neurons import Lifted, Neurons, Projected
+from bigjko.neurons import Lifted, Neurons, Pairs, Projected, Signed, Split
 from bigjko.stepper import Stepper
 from bigjko_kernels import (
     LOG_ZERO,
@@ -324,6 +324,18 @@ def written_directions(theta: Tensor, X: Tensor) -> Written:
     return Written(phi, torch.cat([tangential, math.sqrt(2) * phi[:, :, None]], dim=2))
 
 
+def written_first_layers(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (s, w), phi = s relu(w . x), of which w alone moves."""
+    phi, full = _gradients(lambda t: torch.relu(t[:, 1:] @ X.T) * t[:, :1], theta)
+    return Written(phi, full[:, :, 1:])
+
+
+def written_pairs(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (w+, w-) in R^{2d}, phi = relu(w+ . x) - relu(w- . x): slopes are the gradient in both."""
+    d = X.shape[1]
+    return Written(*_gradients(lambda t: torch.relu(t[:, :d] @ X.T) - torch.relu(t[:, d:] @ X.T), theta))
+
+
 def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     W = torch.rand(m, dim, generator=generator, dtype=torch.float64) - 0.5
@@ -333,6 +345,15 @@ def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
 def _balanced_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
     W, a = _any_network(m, dim)
     return W, W.norm(dim=1) * a.sign()
+
+
+def _network_of_both_signs(m: int, dim: int) -> tuple[Tensor, Tensor]:
+    W, a = _any_network(m, dim)
+    return W, a.abs() * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).repeat(m)[:m]
+
+
+def _mean_output_weight(W: Tensor, a: Tensor) -> float:
+    return float(a.abs().mean())
 
 
 @dataclass(frozen=True)
@@ -347,7 +368,9 @@ class WayCase:
         written: its features, written out.
         network: W and a that it takes.
         keeps_mass: its law of mass.
-        spread: a network moves by at most this many times (width + 1) h when it is deposited, in root mean square.
+        mass: of a network of that kind, in the way's own sense.
+        reach: an output of a network moves by at most this many times |x| (width + 1) h when it is deposited.
+        neurons: how many a node stands for.
     """
 
     kind: type[Neurons]
@@ -357,15 +380,66 @@ class WayCase:
     written: Callable[[Tensor, Tensor], Written]
     network: Callable[[int, int], tuple[Tensor, Tensor]]
     keeps_mass: bool
-    spread: float
+    mass: Callable[[Tensor, Tensor], float]
+    reach: Callable[[Tensor, Tensor], float]
+    neurons: int = 1
 
 
+# A neuron is spread with mean zero over a distance s, in root mean square along any x, and relu(. x) is |x|-Lipschitz.
+# On lines s <= sqrt(width^2 + 1/4) h for every coordinate, independently of the others (a too, where it is one). So an
+# output moves by at most |x| s times the sum of masses |a| over the deposited neurons.
 WAYS: dict[str, WayCase] = {
-    # 7 nodes in [-3, 3]: whole numbers, so that w = 0 and w . e_1 = 0 are met exactly. On lines every coordinate of
-    # a neuron moves by at most sqrt(width^2 + 1/4) h, independently of the others.
-    "lifted": WayCase(Lifted, (1, 2), 7, 61, written_neurons, _any_network, True, 1.0),
-    # On the sphere a tangent vector has two coordinates: sqrt 2.
-    "projected": WayCase(Projected, (2, 3), 32, 1024, written_directions, _balanced_network, False, math.sqrt(2)),
+    # 7 nodes in [-3, 3]: whole numbers, so that w = 0 and w . e_1 = 0 are met exactly.
+    "lifted": WayCase(
+        Lifted, (1, 2), 7, 61, written_neurons, _any_network, True, lambda W, a: 1.0, _mean_output_weight
+    ),
+    "signed": WayCase(
+        Signed,
+        (1, 2, 3),
+        7,
+        61,
+        written_first_layers,
+        _any_network,
+        True,
+        _mean_output_weight,
+        _mean_output_weight,
+    ),
+    # Two sheets of mass 1, of neurons with |a| = 1.
+    "split": WayCase(
+        Split,
+        (1, 2),
+        7,
+        61,
+        written_first_layers,
+        _network_of_both_signs,
+        True,
+        lambda W, a: 2.0,
+        lambda W, a: 2.0,
+    ),
+    "pairs": WayCase(
+        Pairs,
+        (1, 2),
+        7,
+        25,
+        written_pairs,
+        _network_of_both_signs,
+        True,
+        lambda W, a: 1.0,
+        lambda W, a: 2.0,
+        neurons=2,
+    ),
+    # On the sphere a tangent vector has two coordinates: sqrt 2. |w| <= 1 and the direction's |w| |a| is the mass.
+    "projected": WayCase(
+        Projected,
+        (2, 3),
+        32,
+        1024,
+        written_directions,
+        _balanced_network,
+        False,
+        lambda W, a: float((W.norm(dim=1) * a.abs()).mean()),
+        lambda W, a: math.sqrt(2) * _mean_output_weight(W, a),
+    ),
 }
 
 # ------------------------------------------------------------------------------------------------------------- steppers
