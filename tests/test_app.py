@@ -190,7 +190,11 @@ BAD = [
     ("[data]", "[dta]", r"at the top level: received the unknown key 'dta', .*did you mean 'data'\?"),
     ("t_end = 0.3", "t_end = 0.3\nweight_decay = 1", "unknown key 'weight_decay'.*: it belongs at the top level"),
     ("radius = 4.4 }", "radius = 4.4, zzz = 1 }", "unknown key 'zzz', need one of nodes, .*: leave it out"),
-    ('"orthogonal"', '"diabetis"', r"unknown data set 'diabetis', need one of diabetes, orthogonal.*'diabetes'\?"),
+    (
+        '"orthogonal"',
+        '"diabetis"',
+        r"unknown data set 'diabetis', need one of diabetes, five, orthogonal, twenty.*'diabetes'\?",
+    ),
     ("jko = { tau = 0.1 }", "jko = { tau = -0.1 }", "received tau = -0.1, need a positive time step"),
     ("jko = { tau = 0.1 }", "jko = { tau = '0.1' }", 'received tau = "0.1", need a positive time step'),
     ("jko = { tau = 0.1 }", "jko = { tau = 0.1, epsilon = 0.2 }", r"run 'lifted'.*= 0.2 h\^2, need at least .25 h\^2"),

@@ -42,6 +42,8 @@ def _place(error: ErrorDetails, root: Section) -> tuple[str, str, str, Section]:
         if isinstance(part, int):
             if child is None:
                 key += f"[{part}]"
+            elif path:
+                key += f" {part + 1}"  # of an array within a table
             else:
                 row = f" {part + 1}"  # of an array of tables
         elif child is not None or not key:  # else the branch of a union, which nobody wrote

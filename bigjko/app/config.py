@@ -7,34 +7,39 @@ dtype = "float64"            # at the top level, with device and weight_decay
 [[runs]]                     # one or several: way, grid, start, jko, particles, and a time of their own
 """
 
-import json
 import re
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .complaint import meant, sentence
+from .complaint import meant
 from .data import DATASETS
+from .sections import ConfigError as ConfigError
+from .sections import Numbers, Positive, Section, read
+from .sections import dump as dump
+from .ways import WAYS, GridChoice, Start
 
 
-class ConfigError(ValueError):
-    """An experiment that cannot be run as it is written."""
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"received name = {name!r}, need letters, digits, '-', '_' and '.': rename it")
+    return name
 
 
-class _Section(BaseModel):
-    """Keys of a section; every description says what is needed there, and errors quote it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-Numbers = list[float]
-Positive = Annotated[float, Field(gt=0)]
+def _way(name: str) -> str:
+    if name not in WAYS:
+        raise ValueError(
+            f"received the unknown way {name!r}, need one of {', '.join(WAYS)}{meant(name, WAYS) or ': correct it'}"
+        )
+    return name
 
 
-class Data(_Section):
+Name = Annotated[str, AfterValidator(_name)]
+WayName = Annotated[str, AfterValidator(_way)]
+
+
+class Data(Section):
     """A known data set, or rows and labels in the file itself."""
 
     name: str | None = Field(default=None, description=f"one of the data sets {', '.join(sorted(DATASETS))}")
@@ -69,68 +74,51 @@ class Data(_Section):
         return self
 
 
-class LossChoice(_Section):
+class LossChoice(Section):
     """The loss g; 'mean' is a scale of 1/n."""
 
     name: Literal["squared", "logistic"] = Field(description="'squared' or 'logistic'")
     scale: Positive | Literal["mean"] = Field(default=1.0, description="a positive number, or 'mean' for 1/n")
 
 
-class Time(_Section):
+class Time(Section):
     """Physical time; the measures at 0 and t_end are always kept."""
 
     t_end: Positive = Field(description="a positive physical time")
     save_at: Numbers = Field(default=[], description="times at which measures are kept, within [0, t_end]")
 
 
-class TimeOfRun(_Section):
+class TimeOfRun(Section):
     """What a run has of its own; the rest is the experiment's."""
 
     t_end: Positive | None = Field(default=None, description="a positive physical time")
     save_at: Numbers | None = Field(default=None, description="times at which measures are kept, within [0, t_end]")
 
 
-class GridChoice(_Section):
-    """Lifted: nodes and radius, or shape, low and high. Projected: nodes."""
+class StepChoice(Section):
+    """How a step on the grid is taken."""
 
-    nodes: int | None = Field(default=None, ge=3, description="a whole number of nodes an axis or circle, at least 3")
-    radius: Positive | None = Field(default=None, description="a positive number: every axis is [-radius, radius]")
-    shape: list[Annotated[int, Field(ge=1)]] | None = Field(
-        default=None, description="whole numbers of nodes, one an axis"
-    )
-    low: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
-    high: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
-
-
-class Start(_Section):
-    """The measure at time 0, which the grid and the particles share."""
-
-    kind: Literal["gaussian", "uniform", "network"] = Field(description="'gaussian', 'uniform' or 'network'")
-    mean: float | Numbers | None = Field(default=None, description="a number, or one an axis of (w, a)")
-    std: Positive | list[Positive] | None = Field(
-        default=None, description="a positive number, or one an axis of (w, a)"
-    )
-    radius: Positive | None = Field(default=None, description="a positive number, the norm of every neuron's w and a")
-    neurons: int | None = Field(default=None, ge=1, description="a whole number of random neurons, at least 1")
-    seed: int | None = Field(default=None, ge=0, description="a whole number, at least 0")
-    width: Positive | None = Field(
-        default=None, description="a positive number of nodes: each neuron is spread that wide"
-    )
-
-
-class JKOChoice(_Section):
-    """The steps on the grid."""
-
-    tau: Positive = Field(description="a positive time step")
     epsilon: Positive = Field(default=0.75, description="a positive number, in units of h^2; .75 is the default")
     entropy: Literal["plain", "debiased"] = Field(default="debiased", description="'plain' or 'debiased'")
     passes: int | None = Field(default=None, ge=1, description="a whole number of passes, at least 1; 2 is the default")
     rtol: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-8, description="a number between 0 and 1")
+
+    @model_validator(mode="after")
+    def _passes_of_debiased(self) -> "StepChoice":
+        if self.entropy == "plain" and self.passes is not None:
+            raise ValueError("received passes for entropy = 'plain', need none: leave them out, or take 'debiased'")
+        return self
+
+
+class JKOChoice(StepChoice):
+    """The steps on the grid."""
+
+    tau: Positive = Field(description="a positive time step")
     record: int = Field(default=1, ge=1, description="a whole number: every how many steps are recorded")
 
 
-class ParticlesChoice(_Section):
-    """The steps of the neurons themselves."""
+class MethodChoice(Section):
+    """How the neurons themselves move."""
 
     method: Literal["gd", "flow"] = Field(description="'gd' (gradient descent) or 'flow' (its ODE, by Dormand-Prince)")
     tau: Positive = Field(description="a positive time step (of 'flow': between records)")
@@ -139,49 +127,53 @@ class ParticlesChoice(_Section):
     )
     rtol: Positive | None = Field(default=None, description="a positive number, for 'flow'")
     atol: Positive | None = Field(default=None, description="a positive number, for 'flow'")
+
+    @model_validator(mode="after")
+    def _tolerances_of_flow(self) -> "MethodChoice":
+        if self.method == "gd" and (self.rtol, self.atol) != (None, None):
+            raise ValueError("received rtol or atol for method = 'gd', need none: leave them out, or take 'flow'")
+        return self
+
+
+class ParticlesChoice(MethodChoice):
+    """The steps of the neurons themselves."""
+
     record: int = Field(default=1, ge=1, description="a whole number: every how many steps are recorded")
 
 
-class Run(_Section):
+class Run(Section):
     """One way to use a measure, with its grid, its start and both steppers."""
 
-    name: str = Field(description="a name of letters, digits, '-', '_' and '.': it becomes a folder")
-    way: Literal["lifted", "projected"] = Field(description="'lifted' or 'projected'")
+    name: Name = Field(description="a name of letters, digits, '-', '_' and '.': it becomes a folder")
+    way: WayName = Field(description=f"one of {', '.join(WAYS)}")
     time: TimeOfRun = Field(default=TimeOfRun(), description="t_end or save_at where they differ from [time]")
-    grid: GridChoice = Field(description="a table with nodes, and for lifted radius (or shape, low and high)")
+    grid: GridChoice = Field(
+        description="a table with nodes, and radius (or shape, low and high) where the way has a box"
+    )
     start: Start = Field(description="a table with kind and what that kind needs")
     jko: JKOChoice = Field(description="a table with tau")
     particles: ParticlesChoice = Field(description="a table with method and tau")
 
     @model_validator(mode="after")
     def _fits(self) -> "Run":
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):
-            raise ValueError(f"received name = {self.name!r}, need letters, digits, '-', '_' and '.': rename the run")
-        if self.jko.entropy == "plain" and self.jko.passes is not None:
-            raise ValueError("received passes for entropy = 'plain', need none: leave them out, or take 'debiased'")
-        if self.particles.method == "gd" and (self.particles.rtol, self.particles.atol) != (None, None):
-            raise ValueError("received rtol or atol for method = 'gd', need none: leave them out, or take 'flow'")
-        _given("grid", self.grid, _GRIDS[self.way], ())
-        kinds, kind = _STARTS[self.way], self.start.kind
-        if kind not in kinds:
-            raise ValueError(
-                f"received kind = '{kind}' for way = '{self.way}', need {' or '.join(map(repr, kinds))}: "
-                "change one of them"
-            )
-        needed, optional = kinds[kind]
-        _given(f"start of kind '{kind}'", self.start, (needed,), ("kind", *optional))
+        WAYS[self.way].check(self.way, self.grid, self.start)
         return self
 
 
-class Experiment(_Section):
-    """Everything in the file."""
+class Question(Section):
+    """What a network is to learn, and for how long."""
 
-    dtype: Literal["float64", "float32"] = Field(default="float64", description="'float64' or 'float32'")
-    device: str = Field(default="cpu", description="the name of a device, such as 'cpu' or 'cuda:0'")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="a number, at least 0")
     data: Data = Field(description="a table with name, or with X and y")
     loss: LossChoice = Field(description="a table with name")
     time: Time = Field(description="a table with t_end")
+
+
+class Experiment(Question):
+    """Everything in the file."""
+
+    dtype: Literal["float64", "float32"] = Field(default="float64", description="'float64' or 'float32'")
+    device: str = Field(default="cpu", description="the name of a device, such as 'cpu' or 'cuda:0'")
     runs: list[Run] = Field(min_length=1, description="one table [[runs]] or more")
 
     @model_validator(mode="after")
@@ -207,76 +199,10 @@ class Experiment(_Section):
         )
 
 
-_GRIDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "lifted": (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high")),
-    "projected": (("nodes",),),
-}
-# What each kind of start needs, and what it may have besides.
-_STARTS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "lifted": {"gaussian": (("mean", "std"), ()), "network": (("neurons", "seed", "std"), ("width",))},
-    "projected": {"uniform": (("radius",), ()), "network": (("neurons", "seed", "radius"), ("width",))},
-}
-
-
 def load(path: Path) -> Experiment:
     """Read and check an experiment.
 
     Raises:
         ConfigError: for a file that cannot be read, is no TOML, or does not say what an experiment needs.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"received {path}, which cannot be read ({reason}), need a TOML file: check it") from None
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"received {path}, which is no TOML ({error}), need a TOML file: correct it there") from None
-    try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        details = error.errors()
-        # An unknown key is often why another is missing.
-        first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-        raise ConfigError(f"{path}, {sentence(first, Experiment)}") from None
-
-
-def dump(experiment: Experiment) -> str:
-    """The experiment as TOML, every default written out; `load` reads it back."""
-    raw = experiment.model_dump(exclude_none=True)
-    lines = [f"{key} = {_toml(value)}" for key, value in raw.items() if not isinstance(value, dict) and key != "runs"]
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
-    for run in raw["runs"]:
-        lines += ["", "[[runs]]", *(f"{k} = {_toml(v)}" for k, v in run.items() if v != {})]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)
-
-
-def _given(what: str, section: _Section, choices: tuple[tuple[str, ...], ...], optional: tuple[str, ...]) -> None:
-    """Raise unless the keys given in a section are one of the choices, whatever optional ones stand beside them."""
-    given = {key for key, value in section if value is not None} - set(optional)
-    if any(given == set(choice) for choice in choices):
-        return
-    spare = sorted(given - set(choices[0])) if given > set(choices[0]) else []
-    raise ValueError(
-        f"received a {what} with {_and(sorted(given)) or 'nothing'}, need {', or '.join(map(_and, choices))}: "
-        f"{'leave out ' + _and(spare) if spare else 'give those'}"
-    )
-
-
-def _and(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+    return read(path, Experiment)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +25,24 @@ def diabetes() -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
     return _tensor(X), _tensor(y)
 
 
-DATASETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"diabetes": diabetes, "orthogonal": orthogonal}
+def five() -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Five points around the circle: the example of mathematics.md 3."""
+    angle, radius = _tensor([0.1, 0.9, 2.0, 3.3, 4.6]), _tensor([1.0, 0.7, 1.1, 0.8, 1.0])
+    return torch.stack([angle.cos(), angle.sin()], 1) * radius[:, None], _tensor([0.8, -0.4, 0.5, -0.6, 0.3])
+
+
+def twenty() -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Twenty points in R^3 and labels, all standard normal, and the same on every machine."""
+    drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((20, 4))
+    return _tensor(drawn[:, :3]), _tensor(drawn[:, 3])
+
+
+DATASETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "diabetes": diabetes,
+    "five": five,
+    "orthogonal": orthogonal,
+    "twenty": twenty,
+}
 
 
 def prepared(

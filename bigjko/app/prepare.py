@@ -1,5 +1,7 @@
 """What a file asks for, built: nothing in it can be refused any more."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +15,24 @@ from ..errors import MeasureError, RiskError, StepError
 from ..jko import JKO, Debiased, DualSolver, Plain
 from ..losses import Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
-from ..neurons import Lifted, Projected
+from ..neurons.dynamics import Dynamics
 from ..particles import GradientDescent, GradientFlow
 from ..risk import Risk
 from ..stepper import Stepper
-from .config import ConfigError, Experiment, Run, Start, Time
+from .config import ConfigError, Data, Experiment, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
+from .ways import WAYS, GridChoice, Start, grid_of
+
+Points = tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A risk, a grid of its way, and a measure on it: where both kinds of flow begin."""
+
+    risk: Risk
+    grid: Grid
+    start: GridMeasure
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +47,17 @@ class Prepared:
     particles: ParticleMeasure
 
 
-def data(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+def data(experiment: Experiment) -> Points:
     """X and y as the flows see them, in the experiment's dtype on its device.
 
     Raises:
         ConfigError: for a device that is not there, or data that cannot be reduced or standardised.
     """
-    choice = experiment.data
+    return points(experiment.data, experiment.dtype, experiment.device)
+
+
+def points(choice: Data, dtype: str, device: str) -> Points:
+    """X and y as the flows see them; see `data`."""
     if choice.name is not None:
         X, y = DATASETS[choice.name]()
     else:
@@ -48,7 +66,7 @@ def data(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, " 
         X, y = prepared(X, y, choice.components, choice.standardise, choice.standardise_labels)
     except RiskError as refused:
         raise ConfigError(f"in [data]: {refused}") from refused
-    kind = {"dtype": getattr(torch, experiment.dtype), "device": _device(experiment.device)}
+    kind = {"dtype": getattr(torch, dtype), "device": _device(device)}
     return X.to(**kind), y.to(**kind)
 
 
@@ -70,75 +88,53 @@ def build(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Te
     Raises:
         ConfigError: for what the engine refuses, naming the run.
     """
-    scale = 1 / len(y) if experiment.loss.scale == "mean" else float(experiment.loss.scale)
-    loss: Loss = {"squared": Squared, "logistic": Logistic}[experiment.loss.name](scale)
+    with refusals(f"in the run '{run.name}'"):
+        here = place(experiment, run.way, run.grid, run.start, (X, y))
+        jko = jko_of(here, run.jko, run.jko.tau)
+        descent = METHODS[run.particles.method](here.risk, run.particles, run.particles.tau)
+        particles = here.risk.neurons.particles(here.start, drop=run.particles.drop)
+        return Prepared(run, experiment.time_of(run), jko, here.start, descent, particles)
+
+
+@contextlib.contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """What the engine refuses, as what is wrong in the file."""
     try:
-        way: Lifted | Projected = Lifted() if run.way == "lifted" else Projected()
-        risk = Risk(X, y, way, loss, experiment.weight_decay)
-        grid = _grid(run, way, X)
-        way.check(grid, X.shape[1])
-        start = _start(run.start, way, grid, X.shape[1])
-        jko = JKO(
-            risk,
-            grid,
-            run.jko.tau,
-            epsilon=run.jko.epsilon * grid.spacing**2,
-            entropy=Plain() if run.jko.entropy == "plain" else Debiased(run.jko.passes or 2),
-            solver=DualSolver(rtol=run.jko.rtol),
-        )
-        descent = _descent(run, risk)
-        return Prepared(
-            run, experiment.time_of(run), jko, start, descent, way.particles(start, drop=run.particles.drop)
-        )
+        yield
     except (GridError, KernelError, MeasureError, RiskError, StepError) as refused:
-        raise ConfigError(f"in the run '{run.name}': {refused}") from refused
+        raise ConfigError(f"{where}: {refused}") from refused
 
 
-def _grid(run: Run, way: Lifted | Projected, X: Float[Tensor, "n d"]) -> Grid:
-    choice, dim = run.grid, X.shape[1]
-    kind: dict[str, Any] = {"dtype": X.dtype, "device": X.device}
-    if isinstance(way, Projected):
-        assert choice.nodes is not None
-        return way.grid(choice.nodes, dim, **kind)
-    if choice.nodes is not None and choice.radius is not None:
-        return way.grid(choice.nodes, dim, radius=choice.radius, **kind)
-    axes = dim + 1
-    shape = choice.shape or [choice.nodes or 0] * axes
-    low = choice.low or [-(choice.radius or 0.0)] * axes
-    high = choice.high or [choice.radius or 0.0] * axes
-    return Grid.uniform(low, high, shape, **kind)
+def place(question: Question, way: str, grid: GridChoice, start: Start, known: Points) -> Place:
+    """The risk of a way, its grid and its start."""
+    X, y = known
+    scale = 1 / len(y) if question.loss.scale == "mean" else float(question.loss.scale)
+    risk = Risk(X, y, WAYS[way].build(), LOSSES[question.loss.name](scale), question.weight_decay)
+    nodes = grid_of(risk.neurons, grid, X)
+    risk.neurons.check(nodes, X.shape[1])
+    return Place(risk, nodes, WAYS[way].starts[start.kind].make(risk.neurons, nodes, start, X.shape[1]))
 
 
-def _start(choice: Start, way: Lifted | Projected, grid: Grid, dim: int) -> GridMeasure:
-    if choice.kind == "gaussian":
-        mean, std = (_per_axis(value, grid, dim + 1) for value in (choice.mean, choice.std))
-        return GridMeasure.gaussian(grid, mean, std)
-    if choice.kind == "uniform":
-        assert isinstance(way, Projected)
-        assert choice.radius is not None
-        return way.uniform(grid, radius=choice.radius)
-    assert choice.seed is not None
-    generator = torch.Generator().manual_seed(choice.seed)
-    drawn = torch.randn(choice.neurons or 0, dim + 1, generator=generator, dtype=torch.float64).to(grid.device)
-    if isinstance(way, Projected):  # balanced neurons: |w| = |a| = radius
-        W = drawn[:, :dim] / drawn[:, :dim].norm(dim=1, keepdim=True)
-        neurons = torch.cat([W, drawn[:, dim:].sign()], dim=1) * (choice.radius or 0.0)
-    else:
-        neurons = drawn * _per_axis(choice.std, grid, dim + 1)
-    neurons = neurons.to(grid.dtype)
-    return way.measure(grid, neurons[:, :dim], neurons[:, dim], width=choice.width or 3.0)
+def jko_of(here: Place, choice: StepChoice, tau: float) -> JKO:
+    """The steps on the grid."""
+    return JKO(
+        here.risk,
+        here.grid,
+        tau,
+        epsilon=choice.epsilon * here.grid.spacing**2,
+        entropy=Plain() if choice.entropy == "plain" else Debiased(choice.passes or 2),
+        solver=DualSolver(rtol=choice.rtol),
+    )
 
 
-def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float[Tensor, " k"]:
-    numbers = value if isinstance(value, list) else [value] * axes
-    if len(numbers) != axes:
-        raise MeasureError(f"received {len(numbers)} numbers for the start, need {axes}, one an axis, or one for all")
-    return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
+def _descent(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | None = None) -> GradientDescent:
+    return GradientDescent(risk, tau, dynamics)
 
 
-def _descent(run: Run, risk: Risk) -> Stepper[ParticleMeasure, Any]:
-    choice = run.particles
-    if choice.method == "gd":
-        return GradientDescent(risk, choice.tau)
+def _flow(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | None = None) -> GradientFlow:
     own = {key: value for key in ("rtol", "atol") if (value := getattr(choice, key)) is not None}
-    return GradientFlow(risk, choice.tau, **own)
+    return GradientFlow(risk, tau, **own, dynamics=dynamics)
+
+
+LOSSES: dict[str, Callable[[float], Loss]] = {"squared": Squared, "logistic": Logistic}
+METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {"gd": _descent, "flow": _flow}

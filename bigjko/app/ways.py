@@ -1,0 +1,163 @@
+"""What files call a way to use a measure, how it is built, and which grids and starts it takes.
+
+A way is one entry of `WAYS`, a kind of start one entry of that way's `starts`: everything else reads them here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from bigjko_kernels import Grid
+
+from ..errors import MeasureError
+from ..measure import GridMeasure
+from ..neurons import Lifted, Neurons, Projected
+from .sections import Numbers, Positive, Section, given
+
+Keys = tuple[str, ...]
+
+
+class GridChoice(Section):
+    """Lifted: nodes and radius, or shape, low and high. Projected: nodes."""
+
+    nodes: int | None = Field(default=None, ge=3, description="a whole number of nodes an axis or circle, at least 3")
+    radius: Positive | None = Field(default=None, description="a positive number: every axis is [-radius, radius]")
+    shape: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="whole numbers of nodes, one an axis"
+    )
+    low: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
+    high: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
+
+
+class Start(Section):
+    """The measure at time 0, which the grid and the particles share."""
+
+    kind: Literal["gaussian", "uniform", "network"] = Field(description="'gaussian', 'uniform' or 'network'")
+    mean: float | Numbers | None = Field(default=None, description="a number, or one an axis of (w, a)")
+    std: Positive | list[Positive] | None = Field(
+        default=None, description="a positive number, or one an axis of (w, a)"
+    )
+    radius: Positive | None = Field(default=None, description="a positive number, the norm of every neuron's w and a")
+    neurons: int | None = Field(default=None, ge=1, description="a whole number of random neurons, at least 1")
+    seed: int | None = Field(default=None, ge=0, description="a whole number, at least 0")
+    width: Positive | None = Field(
+        default=None, description="a positive number of nodes: each neuron is spread that wide"
+    )
+
+
+Begin = Callable[[Any, Grid, Start, int], GridMeasure]  # the way, its grid, what the file says, and d
+
+
+@dataclass(frozen=True)
+class StartKind:
+    """What a kind of start needs, what it may have besides, and how it is made."""
+
+    needed: Keys
+    optional: Keys
+    make: Begin
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a way is built, the sets of keys that a grid of it may be given by, and its kinds of start."""
+
+    build: Callable[[], Neurons]
+    grids: tuple[Keys, ...]
+    starts: dict[str, StartKind]
+
+    def check(self, name: str, grid: GridChoice, start: Start) -> None:
+        """Raise ValueError unless the keys of a grid and a start are such as the way takes."""
+        given("grid", grid, self.grids, ())
+        if start.kind not in self.starts:
+            raise ValueError(
+                f"received kind = '{start.kind}' for way = '{name}', need {' or '.join(map(repr, self.starts))}: "
+                "change one of them"
+            )
+        kind = self.starts[start.kind]
+        given(f"start of kind '{start.kind}'", start, (kind.needed,), ("kind", *kind.optional))
+
+
+def grid_of(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> Grid:
+    """The grid that a file asks for."""
+    dim = X.shape[1]
+    kind: dict[str, Any] = {"dtype": X.dtype, "device": X.device}
+    if choice.nodes is not None and choice.low is None:
+        if choice.radius is not None:
+            kind["radius"] = choice.radius
+        return way.grid(choice.nodes, dim, **kind)
+    axes = dim + 1
+    shape = choice.shape or [choice.nodes or 0] * axes
+    low = choice.low or [-(choice.radius or 0.0)] * axes
+    high = choice.high or [choice.radius or 0.0] * axes
+    return Grid.uniform(low, high, shape, **kind)
+
+
+# ----------------------------------------------------------------------------------------------------------- starts
+
+
+def _gaussian(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    mean, std = (_per_axis(value, grid, dim + 1) for value in (choice.mean, choice.std))
+    return GridMeasure.gaussian(grid, mean, std)
+
+
+def _uniform(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    assert choice.radius is not None
+    return way.uniform(grid, radius=choice.radius)
+
+
+def _normal_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    neurons = _drawn(grid, choice, dim) * _per_axis(choice.std, grid, dim + 1)
+    return _deposited(way, grid, choice, neurons)
+
+
+def _balanced_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """|w| = |a| = radius."""
+    drawn = _drawn(grid, choice, dim)
+    W = drawn[:, :dim] / drawn[:, :dim].norm(dim=1, keepdim=True)
+    neurons = torch.cat([W, drawn[:, dim:].sign()], dim=1) * (choice.radius or 0.0)
+    return _deposited(way, grid, choice, neurons)
+
+
+def _drawn(grid: Grid, choice: Start, dim: int) -> Float[Tensor, "m k"]:
+    assert choice.seed is not None
+    generator = torch.Generator().manual_seed(choice.seed)
+    return torch.randn(choice.neurons or 0, dim + 1, generator=generator, dtype=torch.float64).to(grid.device)
+
+
+def _deposited(way: Neurons, grid: Grid, choice: Start, neurons: Float[Tensor, "m k"]) -> GridMeasure:
+    neurons = neurons.to(grid.dtype)
+    return way.measure(grid, neurons[:, :-1], neurons[:, -1], width=choice.width or 3.0)
+
+
+def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float[Tensor, " k"]:
+    numbers = value if isinstance(value, list) else [value] * axes
+    if len(numbers) != axes:
+        raise MeasureError(f"received {len(numbers)} numbers for the start, need {axes}, one an axis, or one for all")
+    return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
+
+
+_BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
+
+WAYS: dict[str, Way] = {
+    "lifted": Way(
+        Lifted,
+        _BOX,
+        {
+            "gaussian": StartKind(("mean", "std"), (), _gaussian),
+            "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
+        },
+    ),
+    "projected": Way(
+        Projected,
+        (("nodes",),),
+        {
+            "uniform": StartKind(("radius",), (), _uniform),
+            "network": StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network),
+        },
+    ),
+}
