@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -88,6 +88,7 @@ FACTORS: dict[str, FactorCase] = {
     "circle": FactorCase(lambda: Circle.uniform(30), 2 * math.pi, 0, 2 * math.pi / 30),
     "uneven circle": FactorCase(lambda: uneven_circle(30), 2 * math.pi, 0, _UNEVEN),
     "sphere": FactorCase(lambda: Sphere.fibonacci(50), 4 * math.pi, 0, math.sqrt(4 * math.pi / 50)),
+    "3-sphere": FactorCase(lambda: Sphere.fibonacci(50, dim=3), 2 * math.pi**2, 0, (2 * math.pi**2 / 50) ** (1 / 3)),
     "sheets": FactorCase(lambda: Sheets.of([1.0, -1.0, 2.0]), 3.0, 0, 0.0),
 }
 
@@ -111,6 +112,7 @@ GRIDS: dict[str, Callable[[], Grid]] = {
     "uneven circle": lambda: Grid((uneven_circle(200),)),
     "signed circle": lambda: Grid((signs(), Circle.uniform(150))),
     "signed sphere": lambda: Grid((signs(), Sphere.fibonacci(200))),
+    "3-sphere": lambda: Grid((Sphere.fibonacci(300, dim=3),)),
     "cylinder": lambda: Grid((Line.uniform(-1.0, 1.0, 20), Circle.uniform(48))),
 }
 
@@ -336,6 +338,16 @@ def written_pairs(theta: Tensor, X: Tensor) -> Written:
     return Written(*_gradients(lambda t: torch.relu(t[:, :d] @ X.T) - torch.relu(t[:, d:] @ X.T), theta))
 
 
+def written_spheres(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (w, a) on S^d, phi = 2 a relu(w . x) per unit of |theta|^2 / 2.
+
+    dm = -div(v m) + g m costs 2 |v|^2 + g^2/2, so the slopes are grad_S phi / sqrt(2) and sqrt(2) phi.
+    """
+    phi, full = _gradients(lambda t: 2 * torch.relu(t[:, :-1] @ X.T) * t[:, -1:], theta)
+    tangential = full - (full * theta[:, None]).sum(-1, keepdim=True) * theta[:, None]
+    return Written(phi, torch.cat([tangential / math.sqrt(2), math.sqrt(2) * phi[:, :, None]], dim=2))
+
+
 def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     W = torch.rand(m, dim, generator=generator, dtype=torch.float64) - 0.5
@@ -356,6 +368,10 @@ def _mean_output_weight(W: Tensor, a: Tensor) -> float:
     return float(a.abs().mean())
 
 
+def _mean_half_square(W: Tensor, a: Tensor) -> float:
+    return float((W.square().sum(1) + a.square()).mean()) / 2
+
+
 @dataclass(frozen=True)
 class WayCase:
     """A way to use a measure.
@@ -367,10 +383,11 @@ class WayCase:
         fine: `grid(fine, dim)` is fine enough for a deposited network.
         written: its features, written out.
         network: W and a that it takes.
-        keeps_mass: its law of mass.
+        keeps_mass: its law of mass; growing mass is |theta|^2 / 2 a neuron.
         mass: of a network of that kind, in the way's own sense.
         reach: an output of a network moves by at most this many times |x| (width + 1) h when it is deposited.
         neurons: how many a node stands for.
+        options: what the class is built with.
     """
 
     kind: type[Neurons]
@@ -383,6 +400,11 @@ class WayCase:
     mass: Callable[[Tensor, Tensor], float]
     reach: Callable[[Tensor, Tensor], float]
     neurons: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Neurons:
+        """The way."""
+        return self.kind(**self.options)
 
 
 # A neuron is spread with mean zero over a distance s, in root mean square along any x, and relu(. x) is |x|-Lipschitz.
@@ -428,17 +450,30 @@ WAYS: dict[str, WayCase] = {
         lambda W, a: 2.0,
         neurons=2,
     ),
-    # On the sphere a tangent vector has two coordinates: sqrt 2. |w| <= 1 and the direction's |w| |a| is the mass.
+    # On the largest sphere, S^3, a tangent vector has three coordinates: sqrt 3. A direction's m stands for its |a|.
+    # Without balance 2 a relu(w . x) is 2 |x|-Lipschitz.
     "projected": WayCase(
         Projected,
-        (2, 3),
+        (2, 3, 4),
         32,
         1024,
         written_directions,
         _balanced_network,
         False,
-        lambda W, a: float((W.norm(dim=1) * a.abs()).mean()),
-        lambda W, a: math.sqrt(2) * _mean_output_weight(W, a),
+        _mean_half_square,
+        lambda W, a: math.sqrt(3) * _mean_half_square(W, a),
+    ),
+    "projected, any start": WayCase(
+        Projected,
+        (1, 2, 3),
+        32,
+        1024,
+        written_spheres,
+        _any_network,
+        False,
+        _mean_half_square,
+        lambda W, a: 2 * math.sqrt(3) * _mean_half_square(W, a),
+        options={"balanced": False},
     ),
 }
 

@@ -455,7 +455,7 @@ def test_jko_needs_a_positive_epsilon(epsilon: float) -> None:
 def test_jko_refuses_an_epsilon_that_pins_the_mass() -> None:
     h = grid().spacing
     with pytest.raises(
-        StepError, match=r"= 0.24 h\^2, need at least .25 h\^2 = .*pinned to the nodes: refine the grid"
+        StepError, match=r"= 0.24 h\^2, need at least .25 h\^2 = .*pins the mass to the nodes: refine the grid"
     ):
         JKO(risk(), grid(), tau=0.1, epsilon=0.24 * h**2)
     with pytest.warns(NarrowMeasureWarning, match=r"epsilon is 0.3 h\^2, below .5 h\^2: .* slow; use .75 h\^2"):

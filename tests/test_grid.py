@@ -61,6 +61,25 @@ def test_sphere_nodes_are_spread_evenly() -> None:
     assert nearest.max() <= 2 * math.sqrt(4 * math.pi / 500)
 
 
+@pytest.mark.parametrize("nodes", [500, 2000])
+def test_three_sphere_nodes_are_spread_evenly(nodes: int) -> None:
+    """Harmonics up to degree 4 are integrated with an error of order 1/n; no hole, and no two nodes close."""
+    factor = Sphere.fibonacci(nodes, dim=3)
+    x, h = factor.nodes, factor.spacing
+    products = x @ x.T
+    angles = products.clamp(-1, 1).acos().fill_diagonal_(0.0)
+    for k in range(1, 5):
+        # The harmonics of degree k have the reproducing kernel (k + 1) sin((k + 1) t) / sin t: summed over all pairs it
+        # is what they integrate to, squared and added; for n independent nodes n (k + 1)^2 on average.
+        values = ((k + 1) * angles).sin() / angles.sin()
+        values[angles.sin() < 1e-6] = k + 1.0
+        assert float(values.sum()) / (nodes * (k + 1)) <= 20 / nodes
+    nearest = products.fill_diagonal_(-1.0).amax(1).acos()
+    assert float(nearest.min()) >= 0.5 * h
+    directions = torch.nn.functional.normalize(torch.randn(2000, 4, dtype=torch.float64), dim=1)
+    assert float((directions @ x.T).amax(1).acos().max()) <= 1.2 * h
+
+
 # ---------------------------------------------------------------------------------------------------------------- grid
 
 
@@ -204,8 +223,10 @@ def test_axes_that_are_none_are_refused() -> None:
     for angles in ([0.0, 1.0], [0.0, 2.0, 1.0], [0.0, 1.0, 7.0], [0.0, 1.0, math.nan]):
         with pytest.raises(GridError, match="angles that do not increase strictly within one turn"):
             Circle.at(torch.tensor(angles, dtype=torch.float64))
-    with pytest.raises(GridError, match="sphere of 5 nodes, need at least 6"):
+    with pytest.raises(GridError, match=r"sphere S\^2 of 5 nodes, need S\^2 or S\^3 and at least 6"):
         Sphere.fibonacci(5)
+    with pytest.raises(GridError, match=r"sphere S\^4 of 50 nodes, need S\^2 or S\^3"):
+        Sphere.fibonacci(50, dim=4)
     for values in ([], [1.0, 1.0]):
         with pytest.raises(GridError, match="need one or more distinct values"):
             Sheets.of(values)

@@ -1,6 +1,7 @@
 """Ways to use a measure: features against autograd in the way's metric, networks to measures and back."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def network_outputs(W: Tensor, a: Tensor, X: Tensor) -> Tensor:
 
 @every_way
 def test_features_on_a_grid_are_those_written_out(case: WayCase, dim: int, device: torch.device) -> None:
-    way, X = case.kind(), data(dim).to(device)
+    way, X = case.make(), data(dim).to(device)
     grid = way.grid(case.nodes, dim, device=device)
     p, z = torch.rand(grid.shape, dtype=torch.float64, device=device), torch.randn(len(X), dtype=torch.float64)
     features = way.features(grid, X)
@@ -42,18 +43,19 @@ def test_features_on_a_grid_are_those_written_out(case: WayCase, dim: int, devic
 
 @every_way
 def test_features_on_particles_are_those_of_neurons(case: WayCase, dim: int) -> None:
-    way, X = case.kind(), data(dim)
+    way, X = case.make(), data(dim)
     W, a = case.network(9, dim)
     particles = ParticleMeasure.from_network(W, a)
     p, z = torch.rand(9, dtype=torch.float64), torch.randn(len(X), dtype=torch.float64)
     features = way.features(particles, X)
     check_written(features, written_neurons(particles.positions, X), p, z, (9,))  # type: ignore[arg-type]
-    assert torch.equal(way.squared_norm(particles), (W**2).sum(1) + a**2)
+    # d + 1 terms, added in another order
+    assert way.squared_norm(particles).numpy() == pytest.approx(((W**2).sum(1) + a**2).numpy(), rel=1e-15 * (dim + 1))
 
 
 @every_way
 def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-    way = case.kind()
+    way = case.make()
     grid = way.grid(case.nodes, dim, dtype=dtype, device=device)
     assert (grid.dtype, grid.device) == (dtype, device)
     way.check(grid, dim)
@@ -64,7 +66,7 @@ def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, dev
     assert isinstance(transport, Balanced if case.keeps_mass else WassersteinFisherRao)
     assert transport.conserves_mass is case.keeps_mass
     for other in WAYS.values():
-        foreign = other.kind().grid(8, other.dims[-1], dtype=dtype, device=device)
+        foreign = other.make().grid(8, other.dims[-1], dtype=dtype, device=device)
         if [type(f) for f in foreign.factors] == [type(f) for f in grid.factors]:
             continue  # Theta is the same, whatever a node stands for
         with pytest.raises(GridError, match=rf"received Grid.* for data in R\^{dim}, need .*{case.kind.__name__}"):
@@ -75,7 +77,7 @@ def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, dev
 
 @every_way
 def test_particles_are_the_measure_in_neurons(case: WayCase, dim: int, dtype: torch.dtype) -> None:
-    way, X = case.kind(), data(dim).to(dtype)
+    way, X = case.make(), data(dim).to(dtype)
     measure = random_measure(way.grid(case.nodes, dim, dtype=dtype))
     particles = way.particles(measure, drop=0.0)
     assert particles.positions.shape == (case.neurons * measure.grid.size, dim + 1)
@@ -102,7 +104,7 @@ def test_particles_are_the_measure_in_neurons(case: WayCase, dim: int, dtype: to
 
 @every_way
 def test_light_nodes_are_left_out_and_their_mass_shared(case: WayCase, dim: int) -> None:
-    way, X = case.kind(), data(dim)
+    way, X = case.make(), data(dim)
     measure = random_measure(way.grid(case.nodes, dim))
     cut = measure.log_masses.clone()
     few = torch.rand(cut.shape) < 0.3
@@ -121,7 +123,7 @@ def test_light_nodes_are_left_out_and_their_mass_shared(case: WayCase, dim: int)
 @every_way
 @pytest.mark.parametrize("width", [1.0, 3.0])
 def test_a_deposited_network_keeps_its_outputs_up_to_the_blur(case: WayCase, dim: int, width: float) -> None:
-    way, X = case.kind(), data(dim)
+    way, X = case.make(), data(dim)
     W, a = case.network(40, dim)
     grid = way.grid(case.fine, dim)
     measure = way.measure(grid, W, a, width=width)
@@ -135,7 +137,7 @@ def test_a_deposited_network_keeps_its_outputs_up_to_the_blur(case: WayCase, dim
 
 @every_way
 def test_masses_weigh_the_neurons(case: WayCase, dim: int) -> None:
-    way = case.kind()
+    way = case.make()
     W, a = case.network(4, dim)
     grid = way.grid(21 if case.keeps_mass else case.fine, dim)
     masses = torch.tensor([0.0, 0.3, 0.0, 0.1], dtype=torch.float64)
@@ -149,9 +151,9 @@ def test_masses_weigh_the_neurons(case: WayCase, dim: int) -> None:
 
 @every_way
 def test_ways_are_remembered_by_name(case: WayCase, dim: int) -> None:
-    way = case.kind()
-    assert way.to_dict() == {"name": way.name}
-    assert repr(way) == f"{case.kind.__name__}()"
+    way = case.make()
+    assert way.to_dict() == {"name": way.name, **case.options}
+    assert repr(way) == f"{case.kind.__name__}({', '.join(f'{k}={v}' for k, v in case.options.items())})"
 
 
 # ----------------------------------------------------------------------------------------------------------- projected
@@ -206,13 +208,11 @@ def test_projected_refuses_unbalanced_networks() -> None:
     a = torch.tensor([1.0, -1.0], dtype=torch.float64)
     with pytest.raises(MeasureError, match=r"up to 0.5 apart \(relative\), need \|w\| = \|a\| for Projected: balance"):
         way.measure(grid, W, a)
-    with pytest.raises(MeasureError, match="balance the start, or use Lifted"):
-        way.measure(grid, torch.zeros_like(W), torch.zeros_like(a))
     way.measure(grid, W, W.norm(dim=1) * (1 + 5e-7))  # rounding of a network is let through
 
 
 def test_projected_uniform_is_a_network_of_one_radius() -> None:
-    for dim in (2, 3):
+    for dim in (2, 3, 4):
         way = Projected()
         grid = way.grid(60, dim)
         measure = way.uniform(grid, radius=0.3)
@@ -224,10 +224,34 @@ def test_projected_uniform_is_a_network_of_one_radius() -> None:
             Projected().uniform(Projected().grid(60, 2), radius=radius)
 
 
-def test_projected_grids_need_two_or_three_dimensions() -> None:
-    for dim in (1, 4):
-        with pytest.raises(GridError, match=rf"data in R\^{dim}, need R\^2 or R\^3 for Projected"):
-            Projected().grid(10, dim)
+@pytest.mark.parametrize("balanced", [True, False])
+def test_projected_leaves_zero_neurons_out(balanced: bool) -> None:
+    way = Projected(balanced)
+    grid = way.grid(64, 2)
+    W = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -2.0]], dtype=torch.float64)
+    a = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    masses = torch.full((3,), 1 / 3, dtype=torch.float64)
+    kept = way.measure(grid, W[::2], a[::2], masses=masses[::2])
+    assert torch.equal(way.measure(grid, W, a).log_masses, kept.log_masses)
+    with pytest.raises(MeasureError, match="neurons are all zero, need one with a direction"):
+        way.measure(grid, 0 * W, 0 * a)
+
+
+def test_projected_takes_any_start_without_balance() -> None:
+    # A first layer of zero with a second one is a direction too, though its output is 0.
+    way = Projected(balanced=False)
+    W, a = torch.zeros(1, 2, dtype=torch.float64), torch.full((1,), -2.0, dtype=torch.float64)
+    measure = way.measure(way.grid(200, 2), W, a)
+    assert float(measure.mass) == pytest.approx(2.0, rel=1e-12)
+    points, masses = way.clouds(measure)["all"]
+    assert points[masses.argmax()] @ torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64) > 0.98
+
+
+def test_projected_grids_need_few_dimensions() -> None:
+    for balanced, dims, text in ((True, (1, 5), "R^2, R^3 or R^4"), (False, (0, 4), "R^1, R^2 or R^3")):
+        for dim in dims:
+            with pytest.raises(GridError, match=re.escape(f"data in R^{dim}, need {text} for {Projected(balanced)!r}")):
+                Projected(balanced).grid(10, dim)
 
 
 WRONG: dict[str, Any] = {
@@ -237,6 +261,7 @@ WRONG: dict[str, Any] = {
     "a sphere": lambda: Grid((Sheets.of([1.0, -1.0]), Sphere.fibonacci(9))),
     "a line": lambda: Grid((Sheets.of([1.0, -1.0]), Line.uniform(0.0, 1.0, 9))),
     "lines": lambda: Lifted().grid(5, 2),
+    "any start": lambda: Projected(balanced=False).grid(9, 2),
 }
 
 

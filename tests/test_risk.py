@@ -67,7 +67,7 @@ def test_one_step_of_descent_is_one_step_of_the_weighted_flow(scale: float) -> N
 def test_the_potential_is_the_first_variation(case: WayCase, loss: Loss) -> None:
     X = data(2)
     y = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
-    way = case.kind()
+    way = case.make()
     risk = Risk(X, y, way, loss, weight_decay=BETA)
     grid = way.grid(case.nodes, 2)
     p = torch.rand(grid.shape, dtype=torch.float64) / grid.size
@@ -96,7 +96,7 @@ def test_the_potential_is_seen_from_elsewhere() -> None:
 
 @pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
 def test_weight_decay_counts_both_layers(case: WayCase) -> None:
-    way: Neurons = case.kind()
+    way: Neurons = case.make()
     W, a = case.network(5, 2)
     y = torch.zeros(6, dtype=torch.float64)
     plain, decayed = Risk(data(2), y, way), Risk(data(2), y, way, weight_decay=0.3)

@@ -20,7 +20,7 @@ from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport
 from .dual import DualSolver, foreseen
-from .entropy import Debiased, Entropy, Refit, smallest_epsilon
+from .entropy import Debiased, Entropy, Refit, epsilon_of
 from .problem import Room, Solution, StepProblem, StepSolver
 from .scheme import FirstOrder, Scheme
 from .size import step_memory
@@ -52,9 +52,10 @@ class JKO(Stepper[GridMeasure, JKOState]):
         energy: F: a Risk, or a Potential.
         grid: nodes on Theta.
         tau: time step, in physical time (with cost |x - y|^2 / 2 it is the flow's own time).
-        epsilon: entropic temperature, absolute, in units of the cost (files give it in h^2); .75 h^2 by default. Below
-            .5 h^2 mass moves visibly slow (a warning), below .25 h^2 it is pinned to the nodes (refused); above half
-            the start's narrowest variance entropy decides instead of the flow (a warning).
+        epsilon: entropic temperature, absolute, in units of the cost (files give it in h^2): the variance of a kernel
+            whose cost is |x - y|^2 / 2 nearby, `cost.curvature` times it for another. A variance of .75 h^2 by default.
+            Below .5 h^2 mass moves visibly slow (a warning), below .25 h^2 it is pinned to the nodes (refused); above
+            half the start's narrowest variance entropy decides instead of the flow (a warning).
         entropy: Debiased() or Plain().
         scheme: FirstOrder().
         solver: DualSolver(), or ScalingSolver() for reference.
@@ -96,31 +97,32 @@ class JKO(Stepper[GridMeasure, JKOState]):
             raise StepError(
                 f"received epsilon = {self.epsilon} and a kernel with {self.kernel.epsilon}, need one of them or equals"
             )
+        neurons = self.neurons
+        cost = geodesic(self.grid) if neurons is None else neurons.cost
+        if self.kernel is not None and neurons is not None and self.kernel.cost != cost:
+            raise StepError(f"received a kernel of {self.kernel.cost!r}, need the way's own {cost!r}")
         epsilon = self.epsilon if self.kernel is None else self.kernel.epsilon
         if epsilon is None:
             if h == 0:
                 raise StepError("received a grid without neighbours, need an epsilon: .75 h^2 has no h here")
-            epsilon = 0.75 * h * h
+            epsilon = epsilon_of(0.75, self.grid, cost)
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise StepError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
-        if epsilon < smallest_epsilon(self.grid):
+        least, share = epsilon_of(0.25, self.grid, cost), epsilon / cost.curvature / (h * h) if h else math.inf
+        if epsilon < least:
             raise StepError(
-                f"received epsilon = {epsilon:.4g} = {epsilon / h**2:.3g} h^2, need at least .25 h^2 = "
-                f"{smallest_epsilon(self.grid):.4g}, below which mass is pinned to the nodes: refine the grid"
+                f"received epsilon = {epsilon:.4g}, variance = {share:.3g} h^2, need at least .25 h^2 = "
+                f"{0.25 * h * h:.4g}, which is epsilon = {least:.4g}: less pins the mass to the nodes: refine the grid"
             )
-        if epsilon < 0.5 * h * h:
+        if share < 0.5:
             warnings.warn(
-                f"epsilon is {epsilon / h**2:.3g} h^2, below .5 h^2: mass moves up to 14% slow; use .75 h^2",
+                f"the variance of epsilon is {share:.3g} h^2, below .5 h^2: mass moves up to 14% slow; use .75 h^2",
                 NarrowMeasureWarning,
                 stacklevel=3,
             )
         object.__setattr__(self, "epsilon", float(epsilon))
         check_memory(self.grid, self._memory, "JKO steps")
         object.__setattr__(self, "composite", self.energy.on(self.grid))
-        neurons = self.neurons
-        cost = geodesic(self.grid) if neurons is None else neurons.cost
-        if self.kernel is not None and neurons is not None and self.kernel.cost != cost:
-            raise StepError(f"received a kernel of {self.kernel.cost!r}, need the way's own {cost!r}")
         kernel = gibbs(self.grid, epsilon, cost) if self.kernel is None else self.kernel
         object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
 
@@ -149,10 +151,10 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if not measure.grid.matches(self.grid):
             raise StepError(f"received a measure on {measure.grid!r}, need one on the stepper's own grid")
         epsilon, h = self.transport.epsilon, self.grid.spacing
-        narrowest = (float(measure.width) * h) ** 2
-        if epsilon > narrowest / 2:
+        variance, narrowest = epsilon / self.transport.kernel.cost.curvature, (float(measure.width) * h) ** 2
+        if variance > narrowest / 2:
             warnings.warn(
-                f"epsilon is {epsilon:.3g} ({epsilon / h**2:.3g} h^2), more than half the narrowest variance of the "
+                f"epsilon is {epsilon:.3g} ({variance / h**2:.3g} h^2), more than half the narrowest variance of the "
                 f"start, {narrowest:.3g}: entropy, and not the flow, decides at that scale; epsilon is in units of the "
                 "cost, and .75 h^2 is the default",
                 NarrowMeasureWarning,

@@ -1,6 +1,8 @@
-"""P5: directions and signs alone, the balanced flow with two dimensions less."""
+"""P5: directions alone, with mass that grows: no radius, so no box and no scale."""
 
 import math
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,6 +11,7 @@ from torch import Tensor
 from bigjko_kernels import (
     Circle,
     Cost,
+    Factor,
     Features,
     GibbsKernel,
     Grid,
@@ -18,6 +21,7 @@ from bigjko_kernels import (
     Sheets,
     Sphere,
     SquaredArc,
+    Stream,
     gibbs,
 )
 
@@ -26,24 +30,39 @@ from ..measure import GridMeasure, ParticleMeasure, heavy_nodes, spread
 from ..transport import Transport, WassersteinFisherRao
 from .base import Neurons
 
+Clouds = dict[str, tuple[Tensor, Tensor]]
+
 _NEURONS = 256  # deposited at a time: the products with all directions are the only temporary
 _UNBALANCED = 1e-6  # relative difference of |w| and |a| above which a network is not balanced
 
 
 class Projected(Neurons):
-    """Theta = {+, -} x S^{d-1}: nu_s(direction) = integral of r^2 over the neurons of sign s, r = |w| = |a|.
+    """Where neurons point, and m = the integral of |theta|^2 / 2 over those that point there.
 
-    Since relu(w . x) a is 2-homogeneous, the balanced flow closes on nu: it is the Wasserstein-Fisher-Rao flow of F
-    with phi = s relu(direction . x) (mathematics.md 1, P5). Mass grows and shrinks; no radius, so no box and no scale.
-    Needs a balanced start, |w| = |a| for every neuron. Grid dimension d - 1; d = 2 (circle) and d = 3 (sphere).
+    relu(w . x) a is 2-homogeneous, so F depends on m only, and so does its flow (mathematics.md 1, P5). Mass grows and
+    shrinks, and no radius is left. theta = sqrt(2) r n with r^2 = m has |dtheta|^2 / 2 = dr^2 + r^2 |dn|^2: that is the
+    Hellinger-Kantorovich metric without a factor, and tau is physical time.
+
+    Balanced: Theta = {+, -} x S^{d-1}, signs of a and directions of w, for neurons with |w| = |a|, which stay so. Then
+    m = |w| |a|, phi = s relu(direction . x), and angles count 1 / sqrt 2. Grid dimension d - 1, for d = 2, 3 and 4.
+    Not balanced: Theta = S^d of n = (w, a) / |(w, a)|, phi = 2 a relu(w . x) there. With Psi = phi.z / 2 the flow is
+    dm/dt = div(m grad Psi) - 4 Psi m, exact for any start. Grid dimension d, for d = 1, 2 and 3.
+    What is lost in both: how m is split into masses and |theta|^2, which no output sees.
+
+    Args:
+        balanced: whether every neuron of the start has |w| = |a|.
     """
 
     name = "projected"
 
+    def __init__(self, balanced: bool = True) -> None:
+        self.balanced = balanced
+        self._theta: _Theta = _Signed() if balanced else _Whole()
+
     @property
     def cost(self) -> Cost:
-        """-2 log cos(min(Omega / sqrt 2, pi / 2))."""
-        return HellingerKantorovich()
+        """-2 log cos(min(speed Omega, pi / 2)): speed 1 / sqrt 2 for balanced neurons, 1 without."""
+        return HellingerKantorovich(self._theta.speed)
 
     def grid(
         self,
@@ -54,33 +73,38 @@ class Projected(Neurons):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Grid:
-        """Two sheets of `nodes` directions; there is no radius."""
-        signs = Sheets.of([1.0, -1.0], dtype=dtype, device=device)
-        if dim == 2:
-            return Grid((signs, Circle.uniform(nodes, dtype=dtype, device=device)))
-        if dim == 3:
-            return Grid((signs, Sphere.fibonacci(nodes, dtype=dtype, device=device)))
-        raise GridError(f"received data in R^{dim}, need R^2 or R^3 for Projected: reduce it, or use particles")
+        """`nodes` directions (on each of two sheets if balanced); there is no radius."""
+        ambient = dim + self._theta.raised
+        if ambient == 2:
+            sphere: Factor = Circle.uniform(nodes, dtype=dtype, device=device)
+        elif ambient in (3, 4):
+            sphere = Sphere.fibonacci(nodes, dim=ambient - 1, dtype=dtype, device=device)
+        else:
+            known = [f"R^{k - self._theta.raised}" for k in (2, 3, 4)]
+            raise GridError(
+                f"received data in R^{dim}, need {', '.join(known[:2])} or {known[2]} for {self!r}: reduce it, or use "
+                "particles"
+            )
+        return self._theta.grid(sphere)
 
     def check(self, grid: Grid, dim: int) -> None:
-        """Sheets +1 and -1 times a circle (d = 2) or a sphere (d = 3)."""
-        kinds = {2: Circle, 3: Sphere}
-        ok = len(grid.factors) == 2 and isinstance(grid.factors[0], Sheets) and dim in kinds
-        if not (ok and isinstance(grid.factors[1], kinds[dim]) and grid.factors[0].nodes[:, 0].tolist() == [1.0, -1.0]):
-            raise GridError(f"received {grid!r} for data in R^{dim}, need Projected().grid(nodes, dim={dim})")
+        """Sheets +1 and -1 if balanced, times a circle or sphere of unit vectors in R^d, R^{d+1} without."""
+        sphere = grid.factors[-1]
+        round_ = isinstance(sphere, Circle | Sphere) and sphere.nodes.shape[1] == dim + self._theta.raised
+        if not round_ or not grid.matches(self._theta.grid(sphere)):
+            raise GridError(f"received {grid!r} for data in R^{dim}, need {self!r}.grid(nodes, dim={dim})")
 
     def transport(self, kernel: GibbsKernel) -> Transport:
         """Mass grows."""
         return WassersteinFisherRao(kernel)
 
     def on_grid(self, grid: Grid, X: Float[Tensor, "n d"]) -> Features:
-        """See Neurons: alpha = beta = 1, since |G|^2 = |tangential gradient|^2 + S^2 on unit directions."""
-        signs = grid.along(0, grid.factors[0].nodes[:, 0])
-        one = torch.ones_like(signs[:1])
-        return Ridge(self.stream(grid.factors[1].nodes, X), grid.shape, (1,), signs, one, one)
+        """See Neurons: phi and the gram per unit of m, growth included, are those of a neuron with |theta|^2 = 2."""
+        nodes = grid.factors[-1].nodes
+        return self._theta.ridge(grid, self.stream(nodes[:, : X.shape[1]].contiguous(), X))
 
     def squared_norm_on_grid(self, grid: Grid) -> Float[Tensor, "*grid"]:
-        """See Neurons: r^2 of mass is r^2 in |w|^2 and r^2 in a^2."""
+        """See Neurons: 2, by the definition of m."""
         return torch.full(grid.shape, 2.0, dtype=grid.dtype, device=grid.device)
 
     def measure(
@@ -92,10 +116,10 @@ class Projected(Neurons):
         masses: Float[Tensor, " m"] | None = None,
         width: float = 3.0,
     ) -> GridMeasure:
-        """See Neurons. Directions are blurred by an angular Gaussian of `width` nodes.
+        """See Neurons. Directions are blurred by an angular Gaussian of `width` nodes; zero neurons count for nothing.
 
         Raises:
-            MeasureError: for a network that is not balanced, or a neuron of zero weight.
+            MeasureError: for a network of zero neurons only, or where balance is needed one without.
         """
         network = ParticleMeasure.from_network(W, a)
         self.check(grid, W.shape[1])
@@ -103,17 +127,12 @@ class Projected(Neurons):
             raise GridError(f"received W in {W.dtype} on {W.device}, need the grid's {grid.dtype} on {grid.device}")
         if not (width > 0 and math.isfinite(width)):
             raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
-        sheets = self.clouds(network if masses is None else ParticleMeasure(network.positions, masses))
-        norm = W.norm(dim=1)
-        uneven = float(((norm - a.abs()).abs() / torch.maximum(norm, a.abs())).max())
-        if not uneven <= _UNBALANCED:
-            raise MeasureError(
-                f"received neurons with |w| and |a| up to {uneven:.2g} apart (relative), need |w| = |a| for Projected: "
-                "balance the start, or use Lifted"
-            )
-        nodes = grid.factors[1].nodes.double()
+        if self.balanced:
+            _check_balance(network)
+        network = network if masses is None else ParticleMeasure(network.positions, masses)
+        nodes = grid.factors[-1].nodes.double()
         held = torch.zeros(grid.shape, dtype=torch.float64, device=grid.device)
-        for row, (points, weight) in zip(held, sheets.values(), strict=True):
+        for row, (points, weight) in zip(held.view(-1, len(nodes)), self.clouds(network).values(), strict=True):
             for few, mass in zip(points.split(_NEURONS), weight.split(_NEURONS), strict=True):
                 if not few.shape[0]:
                     continue
@@ -123,35 +142,136 @@ class Projected(Neurons):
                 angle = (2 * SquaredArc()(few.double()[:, None], nodes[near])).sqrt()
                 share = (angle.flip(1) / angle.sum(1, keepdim=True)) * mass.double()[:, None]
                 row.index_add_(0, near.reshape(-1), share.reshape(-1))
+        if not bool((held > 0).any()):
+            raise MeasureError("received a network whose neurons are all zero, need one with a direction")
         blur = gibbs(grid, (width * grid.spacing) ** 2, SquaredArc())
         return GridMeasure(grid, spread(blur, held.log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
-        """See Neurons: neurons r (direction, s), all with r^2 = the total mass, in proportion to the nodes' masses.
-
-        The split between r^2 and mass is free: phi is 2-homogeneous, and the flow of nu does not see it.
-        """
+        """See Neurons: all with |theta|^2 / 2 = the total of m, in proportion to the nodes' share of it."""
         points, masses = heavy_nodes(measure, drop)
         total = masses.sum(dtype=torch.float64)
-        r = total.sqrt().to(points.dtype)
-        positions = torch.cat([points[:, 1:], points[:, :1]], dim=1) * r
+        positions = self._theta.neurons(points) * total.sqrt().to(points.dtype)
         return ParticleMeasure(positions, (masses.double() / total).to(masses.dtype))
 
-    def clouds(self, measure: GridMeasure | ParticleMeasure) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sheets + and -, unit directions in R^d; a particle has mass times |w| |a|."""
+    def clouds(self, measure: GridMeasure | ParticleMeasure) -> Clouds:
+        """Unit vectors and m: sheets + and - in R^d if balanced, one in R^{d+1} without."""
         if isinstance(measure, GridMeasure):
-            nodes = measure.grid.factors[1].nodes
-            return {name: (nodes, row) for name, row in zip("+-", measure.masses.unbind(0), strict=True)}
-        norm = measure.w.norm(dim=1)
-        sheets = {}
-        for name, sign in (("+", 1.0), ("-", -1.0)):
-            kept = (sign * measure.a > 0) & (norm > 0)
-            weight = (measure.masses * norm * measure.a.abs())[kept]
-            sheets[name] = (measure.w[kept] / norm[kept][:, None], weight)
-        return sheets
+            nodes = measure.grid.factors[-1].nodes
+            return {
+                name: (nodes, row)
+                for name, row in zip(self._theta.sheets, measure.masses.view(-1, len(nodes)), strict=True)
+            }
+        return self._theta.clouds(measure)
 
     def uniform(self, grid: Grid, *, radius: float) -> GridMeasure:
-        """Neurons of norm |w| = |a| = radius in every direction, half of each sign: total mass radius^2."""
+        """m = radius^2 in all, alike in every direction.
+
+        Balanced: |w| = |a| = radius, half of each sign. Without: a centred Gaussian of w and a, whose std is
+        radius sqrt(2 / (d + 1)).
+        """
         if not (math.isfinite(radius) and radius > 0):
             raise MeasureError(f"received a radius of {radius}, need a positive finite number")
         return GridMeasure.uniform(grid, mass=radius**2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See Neurons."""
+        return {"name": self.name} if self.balanced else {"name": self.name, "balanced": False}
+
+    def __repr__(self) -> str:
+        return "Projected()" if self.balanced else "Projected(balanced=False)"
+
+
+class _Theta(ABC):
+    """What the nodes of Projected stand for, and how neurons find theirs.
+
+    Attributes:
+        speed: of the cone's angle over the sphere's.
+        raised: by how much directions have more coordinates than data.
+        sheets: names of the rows of a measure.
+    """
+
+    speed: float
+    raised: int
+    sheets: tuple[str, ...]
+
+    @abstractmethod
+    def grid(self, sphere: Factor) -> Grid:
+        """Theta over these directions."""
+
+    @abstractmethod
+    def ridge(self, grid: Grid, stream: Stream) -> Ridge:
+        """Features of neurons with |theta|^2 = 2."""
+
+    @abstractmethod
+    def neurons(self, points: Float[Tensor, "m k"]) -> Float[Tensor, "m l"]:
+        """(w, a) with |theta|^2 = 2 at coordinates of the grid."""
+
+    @abstractmethod
+    def clouds(self, particles: ParticleMeasure) -> Clouds:
+        """Directions and m of particles, sheet by sheet."""
+
+
+class _Signed(_Theta):
+    """{+, -} x S^{d-1}: theta = r (direction, s); angles change |theta| by r dOmega, radii by sqrt(2) dr."""
+
+    speed = 1 / math.sqrt(2)
+    raised = 0
+    sheets = ("+", "-")
+
+    def grid(self, sphere: Factor) -> Grid:
+        signs = Sheets.of([1.0, -1.0], dtype=sphere.nodes.dtype, device=sphere.nodes.device)
+        return Grid((signs, sphere))
+
+    def ridge(self, grid: Grid, stream: Stream) -> Ridge:
+        # alpha = beta = 1, since |G|^2 = |tangential gradient|^2 + S^2 on unit directions
+        signs = grid.along(0, grid.factors[0].nodes[:, 0])
+        one = torch.ones_like(signs[:1])
+        return Ridge(stream, grid.shape, (1,), signs, one, one)
+
+    def neurons(self, points: Tensor) -> Tensor:
+        return torch.cat([points[:, 1:], points[:, :1]], dim=1)
+
+    def clouds(self, particles: ParticleMeasure) -> Clouds:
+        norm = particles.w.norm(dim=1)
+        found = {}
+        for name, sign in zip(self.sheets, (1.0, -1.0), strict=True):
+            kept = (sign * particles.a > 0) & (norm > 0)
+            weight = (particles.masses * norm * particles.a.abs())[kept]
+            found[name] = (particles.w[kept] / norm[kept][:, None], weight)
+        return found
+
+
+class _Whole(_Theta):
+    """S^d: theta = sqrt(2) r n."""
+
+    speed = 1.0
+    raised = 1
+    sheets = ("all",)
+
+    def grid(self, sphere: Factor) -> Grid:
+        return Grid((sphere,))
+
+    def ridge(self, grid: Grid, stream: Stream) -> Ridge:
+        a = grid.factors[0].nodes[:, -1]
+        return Ridge(stream, grid.shape, (0,), 2 * a, 2 * a**2, torch.full_like(a[:1], 2.0))
+
+    def neurons(self, points: Tensor) -> Tensor:
+        return math.sqrt(2) * points
+
+    def clouds(self, particles: ParticleMeasure) -> Clouds:
+        norm = particles.positions.norm(dim=1)
+        kept = norm > 0
+        weight = (particles.masses * norm**2 / 2)[kept]
+        return {"all": (particles.positions[kept] / norm[kept][:, None], weight)}
+
+
+def _check_balance(network: ParticleMeasure) -> None:
+    norm, a = network.w.norm(dim=1), network.a.abs()
+    largest = torch.maximum(norm, a)
+    uneven = float(((norm - a).abs() / largest.masked_fill(largest == 0, 1.0)).max())
+    if uneven > _UNBALANCED:
+        raise MeasureError(
+            f"received neurons with |w| and |a| up to {uneven:.2g} apart (relative), need |w| = |a| for Projected: "
+            "balance the start, or use Projected(balanced=False)"
+        )

@@ -35,6 +35,11 @@ class Term:
 class Cost(ABC):
     """c(x, y) on Theta: symmetric, zero on the diagonal."""
 
+    @property
+    def curvature(self) -> float:
+        """c is this times |x - y|^2 / 2 near the diagonal: exp(-c/epsilon) has the variance epsilon / curvature."""
+        return 1.0
+
     @abstractmethod
     def __call__(self, x: Any, y: Any) -> Any:
         """c on the last axis of x and y: Tensors give a Tensor, LazyTensors a LazyTensor."""
@@ -136,6 +141,11 @@ class HellingerKantorovich(Cost):
     """
 
     speed: float = 1 / math.sqrt(2)
+
+    @property
+    def curvature(self) -> float:
+        """2 speed^2: 1 for the balanced projection, 2 on S^d."""
+        return 2 * self.speed**2
 
     def __call__(self, x: Any, y: Any) -> Any:
         """The cost of carrying unit mass from x to y on the cone."""

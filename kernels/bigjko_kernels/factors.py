@@ -111,26 +111,42 @@ class Circle(Factor):
 
 
 class Sphere(Factor):
-    """Unit vectors in R^3, nearly uniform: the Fibonacci lattice, equal areas."""
+    """Unit vectors in R^3 or R^4, nearly uniform, all cells of the same size."""
 
     @classmethod
     def fibonacci(
-        cls, nodes: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+        cls, nodes: int, *, dim: int = 2, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> "Sphere":
-        """Nodes on a golden spiral; each has area 4 pi / n, and the spacing is the square root of that."""
-        if nodes < 6:
-            raise GridError(f"received a sphere of {nodes} nodes, need at least 6")
+        """Nodes on a spiral of irrational turns: the golden one on S^2, two on S^3.
+
+        Each has area 4 pi / n (volume 2 pi^2 / n), and the spacing is the root of that. Reference for S^3: Alexa 2022,
+        Super-Fibonacci spirals.
+        """
+        if nodes < 6 or dim not in (2, 3):
+            raise GridError(f"received a sphere S^{dim} of {nodes} nodes, need S^2 or S^3 and at least 6")
         k = torch.arange(nodes, dtype=torch.float64)
-        z = 1 - (2 * k + 1) / nodes
-        turn = k * (math.pi * (3 - math.sqrt(5)))
-        radius = (1 - z * z).sqrt()
-        area = 4 * math.pi / nodes
+        share = (k + 0.5) / nodes  # of the volume that lies before the node
+        if dim == 2:
+            points = _rings((4 * share * (1 - share)).sqrt(), k * (math.pi * (3 - math.sqrt(5))), 1 - 2 * share)
+            cell = 4 * math.pi / nodes
+        else:
+            turn = 2 * math.pi * (k + 0.5)
+            first, second = turn / math.sqrt(2), turn / _PSI
+            points = _rings(share.sqrt(), first, (1 - share).sqrt() * second.cos(), (1 - share).sqrt() * second.sin())
+            cell = 2 * math.pi**2 / nodes
         return cls(
-            torch.stack([radius * turn.cos(), radius * turn.sin(), z], dim=1),
-            torch.full((nodes,), math.log(area), dtype=torch.float64),
+            points,
+            torch.full((nodes,), math.log(cell), dtype=torch.float64),
             torch.zeros(nodes, dtype=torch.bool),
-            math.sqrt(area),
+            cell ** (1 / dim),
         ).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
+
+_PSI = 1.533751168755204288118041  # the root of psi^4 = psi + 4, as sqrt 2 chosen by search (Alexa 2022)
+
+
+def _rings(radius: Tensor, turn: Tensor, *rest: Tensor) -> Tensor:
+    return torch.stack([radius * turn.cos(), radius * turn.sin(), *rest], dim=1)
 
 
 class Sheets(Factor):
