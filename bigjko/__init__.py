@@ -27,6 +27,7 @@ from .jko import DualSolver as DualSolver
 from .jko import FirstOrder as FirstOrder
 from .jko import Plain as Plain
 from .jko import ScalingSolver as ScalingSolver
+from .jko import SecondOrder as SecondOrder
 from .measure import GridMeasure as GridMeasure
 from .measure import ParticleMeasure as ParticleMeasure
 from .particles import GradientDescent as GradientDescent

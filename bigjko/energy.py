@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import Features, Grid
+from bigjko_kernels import Circle, Features, Grid, Sheets, Sphere
 from bigjko_kernels.sums import inner
 
 from .errors import RiskError
@@ -24,12 +24,14 @@ class Composite:
         features: M.
         loss, targets: g, and the labels (n,) it is bound to, in float64: everything in R^n is.
         potential: V on the nodes, in the nodes' dtype.
+        slope2: z -> |grad (V + M^T z)|^2 in the metric of the node set, growth of mass included.
     """
 
     features: Features
     loss: Loss
     targets: Float[Tensor, " n"]
     potential: Tensor
+    slope2: Callable[[Float[Tensor, " n"]], Tensor]
 
     def outputs(self, p: Tensor) -> Float[Tensor, " n"]:
         """M p, in float64."""
@@ -85,7 +87,7 @@ class Potential:
     """F(p) = <V, p>, the case without data: Ornstein-Uhlenbeck, translations, learned energies.
 
     Args:
-        V: maps coordinates (N, k) to values (N,).
+        V: maps coordinates (N, k) to values (N,). Its gradient is autograd's, where a step asks for it.
     """
 
     V: Callable[[Float[Tensor, "N k"]], Float[Tensor, " N"]]
@@ -109,12 +111,31 @@ class Potential:
             raise RiskError("received V values with NaN or inf among them, need finite numbers on every node")
         targets = torch.zeros(0, dtype=torch.float64, device=points.device)
         features = _None(nodes.shape, points.dtype, points.device)
-        return Composite(features, Squared(), targets, values.reshape(nodes.shape))
+        return Composite(features, Squared(), targets, values.reshape(nodes.shape), lambda z: self._slope2(nodes))
+
+    @torch.enable_grad()
+    def _slope2(self, nodes: Grid | ParticleMeasure) -> Tensor:
+        """|grad V|^2: along the tangent of circles and spheres, and not between sheets."""
+        points = (nodes.points() if isinstance(nodes, Grid) else nodes.positions).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.V(points).sum(), points)
+        if not isinstance(nodes, Grid):
+            return gradient.square().sum(1)
+        total, start = torch.zeros(points.shape[0], dtype=points.dtype, device=points.device), 0
+        for f in nodes.factors:
+            k = f.nodes.shape[1]
+            x, g = points.detach()[:, start : start + k], gradient[:, start : start + k]
+            if isinstance(f, Circle | Sphere):
+                g = g - (g * x).sum(1, keepdim=True) * x
+            if not isinstance(f, Sheets):
+                total += g.square().sum(1)
+            start += k
+        return total.reshape(nodes.shape)
 
 
 def restricted(energy: Energy, whole: Composite, grid: Grid, box: tuple[slice, ...]) -> Composite:
     """The energy on the nodes of a box: V as it is on the whole grid, which it may have been normalised over."""
     V = whole.potential[box] if whole.potential.ndim else whole.potential
     if isinstance(energy, Potential):
-        return replace(whole, features=_None(grid.shape, grid.dtype, grid.device), potential=V)
+        features = _None(grid.shape, grid.dtype, grid.device)
+        return replace(whole, features=features, potential=V, slope2=lambda z: whole.slope2(z)[box])
     return replace(energy.on(grid), potential=V)

@@ -134,3 +134,52 @@ class Logistic(Loss):
         """Between 0 and -scale y."""
         end = -self.scale * y
         return end.clamp(max=0.0), end.clamp(min=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Averaged(Loss):
+    """g(u)/2 + <z, u>/2: the loss whose gradient is the mean of grad g(u) and a fixed dual point z.
+
+    A second-order step's (mathematics.md 3). Where z = grad g(v) the two agree at v, so that a dual point that is warm
+    for g is warm for this. g*(2 zeta - z)/2, on the box half way from g's to z.
+
+    Args:
+        loss: g.
+        z: (n,) the fixed dual point, inside the dual box of g.
+    """
+
+    loss: Loss
+    z: Float[Tensor, " n"]
+
+    def check(self, y: Tensor) -> None:
+        """Labels that g takes."""
+        self.loss.check(y)
+
+    def _own(self, zeta: Tensor) -> Tensor:
+        """The dual point of g that averages to zeta."""
+        return 2 * zeta - self.z.to(zeta)
+
+    def value(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return (self.loss.value(u, y) + (self.z.to(u) * u).sum()) / 2
+
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return (self.loss.gradient(u, y) + self.z.to(u)) / 2
+
+    def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return self.loss.conjugate(self._own(z), y) / 2
+
+    def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return self.loss.conjugate_gradient(self._own(z), y)
+
+    def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return 2 * self.loss.conjugate_curvature(self._own(z), y)
+
+    def dual_box(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """See Loss."""
+        low, high = self.loss.dual_box(y)
+        return (low + self.z.to(low)) / 2, (high + self.z.to(high)) / 2

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -74,7 +75,8 @@ class Risk:
             potential = self.weight_decay * self.neurons.squared_norm(nodes)
         else:
             potential = torch.zeros((), dtype=dtype, device=device).expand(nodes.shape)
-        return Composite(features, self.loss, self.y.double(), potential)
+        slope2 = partial(self.neurons.slope2, nodes, features, decay=self.weight_decay)
+        return Composite(features, self.loss, self.y.double(), potential, slope2)
 
     def outputs(self, measure: GridMeasure | ParticleMeasure, X: Float[Tensor, "k d"] | None = None) -> Tensor:
         """The network's outputs at X (k, d), by default at the data: (k,) in float64."""

@@ -12,8 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigjko import JKO, Debiased, DualSolver, GradientDescent, GradientFlow, GridMeasure, Plain, Risk, ScalingSolver
-from bigjko.losses import Logistic, Loss, Squared
+from bigjko import (
+    JKO,
+    Debiased,
+    DualSolver,
+    GradientDescent,
+    GradientFlow,
+    GridMeasure,
+    Plain,
+    Risk,
+    ScalingSolver,
+    SecondOrder,
+)
+from bigjko.losses import Averaged, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
 from bigjko.neurons import Lifted, Neurons, Pairs, Projected, Signed, Split
 from bigjko.stepper import Stepper
@@ -267,11 +278,19 @@ def _sign_labels(n: int) -> Tensor:
     return torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64).repeat(n)[:n]
 
 
+def _averaged(loss: Loss, labels: Callable[[int], Tensor]) -> Loss:
+    """Of six, as the tests of losses have them."""
+    y = labels(6)
+    return Averaged(loss, loss.gradient(torch.linspace(-1.0, 1.5, 6, dtype=torch.float64), y))
+
+
 LOSSES: dict[str, LossCase] = {
     "squared": LossCase(Squared, Squared, _real_labels),
     "mean squared": LossCase(Squared, lambda: Squared(scale=1 / 6), _real_labels),
     "logistic": LossCase(Logistic, Logistic, _sign_labels),
     "mean logistic": LossCase(Logistic, lambda: Logistic(scale=1 / 6), _sign_labels),
+    "averaged": LossCase(Averaged, lambda: _averaged(Squared(), _real_labels), _real_labels),
+    "averaged logistic": LossCase(Averaged, lambda: _averaged(Logistic(), _sign_labels), _sign_labels),
 }
 
 # ------------------------------------------------------------------------------------------------ features and neurons
@@ -522,6 +541,17 @@ def _jko_projected(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     return JKO(risk, grid, tau=tau), way.uniform(grid, radius=0.7)
 
 
+def _jko_projected_smooth(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    """Two bundles of neurons, .15 wide, that stay 9 widths from every kink; weight decay is part of the slope."""
+    way = Projected()
+    X = torch.tensor([[1.0, 0.1], [0.4, 0.8], [0.9, 0.5]], dtype=torch.float64)
+    grid = way.grid(512, 2)
+    risk = Risk(X, torch.tensor([0.8, 0.4, 0.5], dtype=torch.float64), neurons=way, weight_decay=0.1)
+    W = torch.tensor([[0.6, 0.3], [0.2, 0.5]], dtype=torch.float64)
+    a = W.norm(dim=1) * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    return JKO(risk, grid, tau=tau, scheme=SecondOrder()), way.measure(grid, W, a, width=0.15 / grid.spacing)
+
+
 def _particles(kind: type[GradientDescent | GradientFlow]) -> Callable[[float], tuple[Any, ParticleMeasure]]:
     def make(tau: float) -> tuple[Any, ParticleMeasure]:
         risk, _, start = _smooth_problem()
@@ -535,6 +565,8 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, plain": StepperCase(_jko_lifted(entropy=Plain()), None, True),
     "jko, scaling": StepperCase(_jko_lifted(31, entropy=Plain(), solver=ScalingSolver(tolerance=1e-8)), None, True),
     "jko, dual": StepperCase(_jko_lifted(solver=DualSolver(rtol=1e-10)), 1, True),
+    "jko, second order": StepperCase(_jko_lifted(entropy=Debiased(passes=4), scheme=SecondOrder()), 2, True),
+    "jko, second order, projected": StepperCase(_jko_projected_smooth, 2, False),
     "jko, projected": StepperCase(_jko_projected, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),

@@ -25,7 +25,7 @@ def masses(measure: bj.GridMeasure | bj.ParticleMeasure) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name, case in STEPPERS.items() if case.order is not None])
 def test_the_output_error_has_the_order_that_is_promised(name: str) -> None:
-    """Against particle descent with steps 20 times finer, whose own error falls alike: slopes within .15."""
+    """Against particle descent with steps 10 and 20 times finer, extrapolated: slopes within .15."""
     case = STEPPERS[name]
     errors = []
     for tau in (0.1, 0.05, 0.025):
@@ -35,8 +35,11 @@ def test_the_output_error_has_the_order_that_is_promised(name: str) -> None:
         assert neurons is not None
         particles = neurons.particles(start) if isinstance(start, bj.GridMeasure) else start
         assert isinstance(stepper.energy, bj.Risk)
-        fine = bj.evolve(bj.GradientDescent(stepper.energy, tau=tau / 20), particles, 0.5, record=20)
-        errors.append(float((flow.outputs - fine.outputs).abs().max()))
+        fine, finer = (
+            bj.evolve(bj.GradientDescent(stepper.energy, tau=tau / k), particles, 0.5, record=k).outputs
+            for k in (10, 20)
+        )
+        errors.append(float((flow.outputs - (2 * finer - fine)).abs().max()))
     slopes = [math.log2(errors[k] / errors[k + 1]) for k in range(2)]
     assert case.order is not None
     assert all(abs(slope - case.order) <= 0.15 for slope in slopes), (errors, slopes)

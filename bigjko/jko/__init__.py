@@ -8,4 +8,5 @@ from .problem import StepSolver as StepSolver
 from .scaling import ScalingSolver as ScalingSolver
 from .scheme import FirstOrder as FirstOrder
 from .scheme import Scheme as Scheme
+from .scheme import SecondOrder as SecondOrder
 from .stepper import JKO as JKO

@@ -57,7 +57,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             Below .5 h^2 mass moves visibly slow (a warning), below .25 h^2 it is pinned to the nodes (refused); above
             half the start's narrowest variance entropy decides instead of the flow (a warning).
         entropy: Debiased() or Plain().
-        scheme: FirstOrder().
+        scheme: FirstOrder(), or SecondOrder() for smooth problems.
         solver: DualSolver(), or ScalingSolver() for reference.
         kernel: the Gibbs kernel; `gibbs(grid, epsilon, way's cost)` by default.
         idle: share of the mass that a step may leave where it is. On lines it works in the box that holds the rest, if
@@ -176,7 +176,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
                 break
             del taken
             margin *= 2  # the step carries mass out of the box
-        z, d, log_p, status = taken.last.z, taken.refit.d, taken.last.log_p, taken.last.status
+        d, log_p, status = taken.refit.d, taken.last.log_p, taken.last.status
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
         width = float(GridMeasure.known(stage.grid, log_p, taken.masses).width)
@@ -202,6 +202,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         }
         _warn(stats)
         risk = stage.composite.value(taken.masses, taken.last.outputs)
+        z = stage.composite.loss.gradient(taken.last.outputs, stage.composite.targets)  # a scheme's own z is another
         # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
         costly = self.composite.features.gram_work > _FREE * self.grid.size
         learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bigjko_kernels import Cost, Features, GibbsKernel, Grid, Ridge, Stream, stream
 
+from ..errors import RiskError
 from ..measure import GridMeasure, ParticleMeasure
 from ..transport import Transport
 from .dynamics import Dynamics, Free
@@ -96,6 +97,24 @@ class Neurons(ABC):
             return self.squared_norm_on_grid(nodes)
         ones = nodes.positions.new_ones(nodes.positions.shape[1])
         return nodes.positions.square() @ ones  # seven times faster than a sum over so short an axis
+
+    def slope2(
+        self, nodes: Grid | ParticleMeasure, features: Features, z: Float[Tensor, " n"], decay: float
+    ) -> Float[Tensor, "*nodes"]:
+        """|grad (M^T z + beta R)|^2 in the way's metric, R = |w|^2 + a^2, for a weight decay of beta.
+
+        phi is 2-homogeneous in (w, a), so Euler gives <grad R, grad phi> = 4 phi and |grad R|^2 = 4 R where both move.
+
+        Raises:
+            RiskError: for weight decay on neurons that move otherwise.
+        """
+        z = z.to(nodes.dtype if isinstance(nodes, Grid) else nodes.a.dtype)
+        slope2 = features.slope2(z)
+        if not decay:
+            return slope2
+        if self.dynamics != Free():
+            raise RiskError(f"received weight decay with {self!r}, need neurons that move freely: use FirstOrder()")
+        return slope2 + 8 * decay * features.potential(z) + 4 * decay**2 * self.squared_norm(nodes)
 
     def to_dict(self) -> dict[str, Any]:
         """What a file needs to build the way again."""
