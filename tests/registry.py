@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bigjko import JKO, Debiased, DualSolver, GradientDescent, GradientFlow, GridMeasure, Plain, Risk, ScalingSolver
-from bigjko.losses import Logistic, Loss, Squared
+from bigjko.losses import Huber, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
 from bigjko.neurons import Lifted, Neurons, Projected
 from bigjko.stepper import Stepper
@@ -270,6 +270,8 @@ LOSSES: dict[str, LossCase] = {
     "mean squared": LossCase(Squared, lambda: Squared(scale=1 / 6), _real_labels),
     "logistic": LossCase(Logistic, Logistic, _sign_labels),
     "mean logistic": LossCase(Logistic, lambda: Logistic(scale=1 / 6), _sign_labels),
+    "huber": LossCase(Huber, lambda: Huber(delta=1.5), _real_labels),
+    "mean huber": LossCase(Huber, lambda: Huber(delta=0.3, scale=1 / 6), _real_labels),
 }
 
 # ------------------------------------------------------------------------------------------------ features and neurons
