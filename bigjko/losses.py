@@ -12,7 +12,13 @@ from .errors import RiskError
 
 
 class Loss(ABC):
-    """g(u) = sum_j l(u_j, y_j), convex and smooth; g* is its conjugate in u, finite on `dual_box`."""
+    """g(u) = sum_j l(u_j, y_j), convex and smooth; g* is its conjugate in u, finite on `dual_box`.
+
+    Attributes:
+        steep: whether the slope of g* grows without bound towards the walls of the box, so that no z lies on them.
+    """
+
+    steep: bool = True
 
     @abstractmethod
     def check(self, y: Float[Tensor, " n"]) -> None:
@@ -32,7 +38,7 @@ class Loss(ABC):
 
     @abstractmethod
     def conjugate_gradient(self, z: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """grad g*(z): the outputs u whose gradient is z."""
+        """grad g*(z): the outputs u whose gradient is z; on a wall that is not steep the nearest of them."""
 
     @abstractmethod
     def conjugate_curvature(self, z: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -136,6 +142,56 @@ class Logistic(Loss):
         return end.clamp(max=0.0), end.clamp(min=0.0)
 
 
+@dataclass(frozen=True)
+class Huber(Loss):
+    """scale * sum_j r_j^2 for |r_j| <= delta and 2 delta |r_j| - delta^2 beyond, with r = u - y.
+
+    Squared(scale) as delta -> inf; an outlier, |r_j| > delta, pulls with the same force 2 scale delta from anywhere.
+    g*(z) = |z|^2 / (4 scale) + z.y on |z_j| <= 2 scale delta, and the z of an outlier lies on that wall.
+    """
+
+    delta: float
+    scale: float = 1.0
+
+    steep = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("delta", self.delta), ("scale", self.scale)):
+            if not (math.isfinite(value) and value > 0):
+                raise RiskError(f"received a {name} of {value}, need a positive finite number")
+
+    def check(self, y: Tensor) -> None:
+        """Any finite label will do."""
+
+    def value(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        r = u - y
+        near = r.clamp(-self.delta, self.delta)
+        return self.scale * (near * (2 * r - near)).sum()
+
+    def gradient(self, u: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return 2 * self.scale * (u - y).clamp(-self.delta, self.delta)
+
+    def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        outside = bool((z.abs() > 2 * self.scale * self.delta).any())
+        return (z**2).sum() / (4 * self.scale) + (z * y).sum() + (math.inf if outside else 0.0)
+
+    def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return z / (2 * self.scale) + y
+
+    def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
+        """See Loss."""
+        return torch.full_like(z, 1 / (2 * self.scale))
+
+    def dual_box(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """As far as an outlier pulls, either way."""
+        wall = torch.full_like(y, 2 * self.scale * self.delta)
+        return -wall, wall
+
+
 @dataclass(frozen=True, eq=False)
 class Averaged(Loss):
     """g(u)/2 + <z, u>/2: the loss whose gradient is the mean of grad g(u) and a fixed dual point z.
@@ -145,11 +201,14 @@ class Averaged(Loss):
 
     Args:
         loss: g.
-        z: (n,) the fixed dual point, inside the dual box of g.
+        z: (n,) the fixed dual point, in the dual box of g.
     """
 
     loss: Loss
     z: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steep", self.loss.steep)
 
     def check(self, y: Tensor) -> None:
         """Labels that g takes."""

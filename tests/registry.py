@@ -24,7 +24,7 @@ from bigjko import (
     ScalingSolver,
     SecondOrder,
 )
-from bigjko.losses import Averaged, Logistic, Loss, Squared
+from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
 from bigjko.neurons import Lifted, Neurons, Pairs, Projected, Signed, Split
 from bigjko.stepper import Stepper
@@ -289,6 +289,8 @@ LOSSES: dict[str, LossCase] = {
     "mean squared": LossCase(Squared, lambda: Squared(scale=1 / 6), _real_labels),
     "logistic": LossCase(Logistic, Logistic, _sign_labels),
     "mean logistic": LossCase(Logistic, lambda: Logistic(scale=1 / 6), _sign_labels),
+    "huber": LossCase(Huber, lambda: Huber(delta=1.5), _real_labels),
+    "mean huber": LossCase(Huber, lambda: Huber(delta=0.3, scale=1 / 6), _real_labels),
     "averaged": LossCase(Averaged, lambda: _averaged(Squared(), _real_labels), _real_labels),
     "averaged logistic": LossCase(Averaged, lambda: _averaged(Logistic(), _sign_labels), _sign_labels),
 }

@@ -19,6 +19,7 @@ from bigjko_kernels.sums import parts
 from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
+from .box import inside, newton_move
 from .problem import Solution, StepProblem, StepSolver, relative_residual
 
 
@@ -43,13 +44,12 @@ def foreseen(energy: Composite, z: Float[Tensor, " n"], B: Float[Tensor, "n n"])
     at the linearised implicit step, where the plain warm start z lands at the explicit one.
     """
     loss, y = energy.loss, energy.targets
-    box = loss.dual_box(y)
-    start = inside(z, box)
+    start = inside(z, loss, y)
     u, guess = loss.conjugate_gradient(start, y), start
     for _ in range(_FORESIGHT):
         gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
-        move = torch.linalg.solve(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient)
-        guess = inside(guess + move, box, guess)
+        move = newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess, loss, y)
+        guess = inside(guess + move, loss, y, guess)
         if not bool(move.abs().max() > _SEEN * guess.abs().max()):
             break
     return guess if bool(torch.isfinite(guess).all()) else start
@@ -82,13 +82,12 @@ class DualSolver(StepSolver):
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
         """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
         loss, y, device = problem.energy.loss, problem.energy.targets.cpu(), z0.device
-        box = loss.dual_box(y)
-        point, z, curvature = None, inside(z0.cpu(), box), curvature.cpu()
+        point, z, curvature = None, inside(z0.cpu(), loss, y), curvature.cpu()
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
             point = self._evaluate(problem, y, z)
             if point is not None:
                 break
-            z = inside(z / 2, box)
+            z = inside(z / 2, loss, y)
         if point is None:
             return _failed(problem, z.to(device), curvature.to(device))
 
@@ -110,11 +109,11 @@ class DualSolver(StepSolver):
                 B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
-            direction = torch.linalg.solve(B + g_curvature, point.gradient)
+            direction = newton_move(B + g_curvature, point.gradient, point.z, loss, y)
             if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
                 pairs.clear()
                 B, refresh = curvature, False
-                direction = torch.linalg.solve(B + g_curvature, point.gradient)
+                direction = newton_move(B + g_curvature, point.gradient, point.z, loss, y)
             found, spent = self._search(problem, y, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
@@ -163,16 +162,16 @@ class DualSolver(StepSolver):
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
-        alpha, box = 1.0, problem.energy.loss.dual_box(y)
+        alpha, loss = 1.0, problem.energy.loss
         for spent in range(1, budget + 1):
-            z = inside(point.z + alpha * direction, box, point.z)
+            z = inside(point.z + alpha * direction, loss, y, point.z)
             while (
                 found := self._evaluate(problem, y, z)
             ) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
-                z = inside(point.z + alpha * direction, box, point.z)
+                z = inside(point.z + alpha * direction, loss, y, point.z)
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
             noise = max(_NOISE, point.rounding) * (1 + abs(point.value))
@@ -184,22 +183,6 @@ class DualSolver(StepSolver):
             if alpha < _SHORTEST:
                 return None, spent
         return None, budget
-
-
-def inside(
-    z: Float[Tensor, " n"],
-    box: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
-    start: Float[Tensor, " n"] | None = None,
-) -> Float[Tensor, " n"]:
-    """z pulled into the open dual box: from a start inside it, at most 99% of the way to a wall."""
-    low, high = box
-    width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
-    if start is not None:
-        low, high, wall = start - 0.99 * (start - low), start + 0.99 * (high - start), _ROUNDING
-        low, high = torch.maximum(low, box[0] + wall * width), torch.minimum(high, box[1] - wall * width)
-    else:
-        low, high = low + _WALL * width, high - _WALL * width
-    return torch.minimum(torch.maximum(z, low), high)
 
 
 def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
@@ -222,8 +205,6 @@ def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
 
 
 _HALVINGS = 40
-_ROUNDING = 1e-14  # share of the dual box that no step may enter: there g* is infinite in floating point
-_WALL = 1e-6  # share of the dual box kept free of the start: g* is infinite in slope on the wall
 _NOISE = 1e-9  # a drop of D below this share of 1 + |D| may be rounding; in float32 that of the exponents is larger
 _SHORTEST = 1e-8
 _LIGHT = 30.0  # nodes lighter than exp(-30) of the heaviest do not move M p

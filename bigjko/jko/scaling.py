@@ -12,7 +12,7 @@ from bigjko_kernels import LOG_ZERO
 from ..errors import StepError
 from ..status import Status
 from ..transport import Balanced
-from .dual import inside
+from .box import free, inside, newton_move
 from .problem import Solution, StepProblem, StepSolver, relative_residual
 
 
@@ -48,7 +48,7 @@ class ScalingSolver(StepSolver):
         kernel, grid = transport.kernel, transport.kernel.grid
         # a = 1 and z = 0 to begin with: from the dual's z0 the first prox would start at masses like exp(tau V / eps).
         log_b = _over(problem.log_q, kernel.log_apply(torch.zeros_like(problem.log_q)))
-        z = inside(torch.zeros_like(z0), energy.loss.dual_box(energy.targets))
+        z = inside(torch.zeros_like(z0), energy.loss, energy.targets)
         log_p, status = problem.log_q, Status.scaling_stalled
         iterations = 0
         for _ in range(self.max_iterations):
@@ -78,7 +78,6 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
     """argmin over p of eps KL(p | s) + tau F(p) - <d, p>, as p = s exp((d - tau (V + M^T z)) / eps): (log p, z)."""
     energy, eps, tau = problem.energy, problem.transport.epsilon, problem.tau
     loss, y = energy.loss, energy.targets
-    box = loss.dual_box(y)
 
     def respond(z: Tensor) -> tuple[Tensor, Tensor]:
         log_p = log_s + (problem.d - tau * energy.at(z)) / eps
@@ -86,14 +85,14 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
 
     log_p, gradient = respond(z)
     for _ in range(_NEWTON):
-        if y.numel() == 0 or float(gradient.abs().max()) <= _PROX * (1 + float(y.abs().max())):
+        if y.numel() == 0 or float(free(gradient, z, loss, y).abs().max()) <= _PROX * (1 + float(y.abs().max())):
             break
         p = log_p.exp()
         columns = [energy.outputs(p * energy.features.potential(e.to(p.dtype))) for e in torch.eye(len(y)).to(y)]
         hessian = torch.diag(loss.conjugate_curvature(z, y)) + tau / eps * torch.stack(columns)
-        direction, alpha = torch.linalg.solve(hessian, gradient), 1.0
+        direction, alpha = newton_move(hessian, gradient, z, loss, y), 1.0
         while alpha > 1e-8:
-            new = inside(z + alpha * direction, box, z)
+            new = inside(z + alpha * direction, loss, y, z)
             log_new, found = respond(new)
             move = new - z
             last = float(move @ found)

@@ -1,0 +1,65 @@
+"""The dual box: g* is finite on it alone, so that no dual point may leave it.
+
+A steep g* (Logistic) has infinite slope on its walls: no answer lies there, and steps stop short of them. One that is
+not (Huber) has answers on its walls, one coordinate for every outlier that pulls with all its force.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..losses import Loss
+
+
+def inside(
+    z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"], start: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    """z pulled into the dual box; where g* is steep the open one, and from a start at most 99% of the way to a wall."""
+    box = low, high = loss.dual_box(y)
+    if loss.steep:
+        width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
+        if start is not None:
+            low, high, wall = start - 0.99 * (start - low), start + 0.99 * (high - start), _ROUNDING
+            low, high = torch.maximum(low, box[0] + wall * width), torch.minimum(high, box[1] - wall * width)
+        else:
+            low, high = low + _WALL * width, high - _WALL * width
+    return torch.minimum(torch.maximum(z, low), high)
+
+
+def newton_move(
+    H: Float[Tensor, "n n"], gradient: Float[Tensor, " n"], z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """argmax over v of gradient.v - v.H v/2, with z + v in the closed box where the answer may lie on its walls.
+
+    A Newton move that is cut off at the walls need not lead upwards; the maximum within them does. By the primal-dual
+    active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, a move along the gradient.
+    """
+    low, high = loss.dual_box(y)
+    if loss.steep or not bool((torch.isfinite(low) | torch.isfinite(high)).any()):
+        newton: Tensor = torch.linalg.solve(H, gradient)
+        return newton
+    low, high, n = low - z, high - z, len(z)
+    below = above = torch.zeros(n, dtype=torch.bool, device=z.device)
+    for _ in range(_TURNS + n):
+        fixed = below | above
+        rows = torch.where(fixed[:, None], torch.eye(n, dtype=H.dtype, device=H.device), H)
+        move: Tensor = torch.linalg.solve(rows, torch.where(below, low, torch.where(above, high, gradient)))
+        push = gradient - H @ move  # of the walls: outwards where a coordinate leans on one
+        new = (move < low) | (below & (push < 0)), (move > high) | (above & (push > 0))
+        if torch.equal(new[0], below) and torch.equal(new[1], above):
+            return move
+        below, above = new
+    return torch.minimum(torch.maximum(gradient / H.abs().sum(1).max(), low), high)
+
+
+def free(
+    gradient: Float[Tensor, " n"], z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """The gradient without what points out of the box at its walls: 0 at the answer."""
+    low, high = loss.dual_box(y)
+    return gradient.masked_fill(((z >= high) & (gradient > 0)) | ((z <= low) & (gradient < 0)), 0.0)
+
+
+_ROUNDING = 1e-14  # share of the dual box that no step may enter: there a steep g* is infinite in floating point
+_WALL = 1e-6  # share of the dual box kept free of the start: a steep g* is infinite in slope on the wall
+_TURNS = 20
