@@ -302,11 +302,11 @@ class _Pair:
 
 
 def _asks(rows: Iterable[Row], label: str) -> bool:
-    return any(row["reference"] == label for row in rows)
+    return label in {row["reference"] for row in rows}
 
 
 def _is(row: Row, kind: str, tau: float | None) -> bool:
-    return row["kind"] == kind and row["tau"] == tau
+    return (row["kind"], row["tau"]) == (kind, tau)
 
 
 def _tolerance(choice: Reference, name: str) -> float | None:
