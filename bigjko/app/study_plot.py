@@ -61,7 +61,7 @@ def _against_tau(ax: Any, rows: list[Row], fits: list[Row], title: str) -> None:
         if r["kind"] == "jko" and grids and r["h"] == grids[-1][0] and r["reference"] == reference
     ]
     _guide(ax, finest, 1.0, "slope 1")
-    _finish(ax, r"$\tau$", f"sup gap to {_name(reference)} / max|y|", sorted({r["tau"] for r in steps}))
+    _finish(ax, r"$\tau$", f"sup gap to {reference_name(reference)} / max|y|", sorted({r["tau"] for r in steps}))
     for fit in fits:
         if (fit["kind"], fit["in"], fit["reference"]) == ("jko", "tau", reference) and fit["order"] == fit["order"]:
             ax.text(0.97, 0.04, f"order {fit['order']:.2f}", transform=ax.transAxes, ha="right", fontsize=9)
@@ -82,7 +82,7 @@ def _against_h(ax: Any, rows: list[Row]) -> None:
             )
             if not points:
                 continue
-            label = _name(reference) if kind == "jko" else None
+            label = reference_name(reference) if kind == "jko" else None
             mark = _MARKS[k % len(_MARKS)] if kind == "jko" else "."
             ax.plot(*zip(*points, strict=True), style, marker=mark, color=_COLOURS[k % 6], ms=4, label=label)
             drawn = points
@@ -151,7 +151,8 @@ def _finish(ax: Any, x: str, y: str, ticks: list[float] | None = None) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False, fontsize=8, borderaxespad=0)
 
 
-def _name(reference: str) -> str:
+def reference_name(reference: str) -> str:
+    """What a reference is called where there is room for it."""
     names = {"gd": "GD", "flow": "the gradient flow", "implicit": "implicit GD"}
     word, _, rest = reference.partition(" ")
     return names.get(word, word) + (f" ({rest})" if rest else "")
