@@ -255,7 +255,8 @@ class _Pair:
         if not lacking:
             return
         jko, _ = self._jko(here, tau)
-        limit = self._reference(here, Reference(method="gd", tau=widths.tau))
+        gd = Reference(method="gd", tau=widths.tau)
+        limit = self._reference(here, gd)
         if jko is None or limit.flow is None:
             for m, seed in lacking:
                 for kind in kinds:
@@ -270,7 +271,7 @@ class _Pair:
             self.table.add(floor | row)
         everyone = here.risk.neurons.particles(here.start)
         for m, seed in lacking:
-            descent = METHODS["gd"](here.risk, None, widths.tau / 2)  # the limit's own step
+            descent = METHODS["gd"](here.risk, gd, widths.tau / 2)  # the limit's own step
             began = clock.perf_counter()
             flow, status = self._evolved(descent, drawn(everyone, m, seed), f"m = {m} seed {seed}")
             row = facts | {"m": m, "seed": seed, "status": status, "seconds": clock.perf_counter() - began}
