@@ -5,8 +5,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import torch
-
 from .. import __version__
 from ..optional import need
 
@@ -14,7 +12,6 @@ if TYPE_CHECKING:
     import typer
 
 _BAD_INPUT = 2
-_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 def main() -> None:
@@ -39,7 +36,10 @@ def app() -> "typer.Typer":
     from rich.console import Console
 
     from .config import ConfigError, load
-    from .run import Stopped, execute, reload
+    from .prepare import out_of_memory
+    from .run import INTERRUPTED, Stopped, execute, reload
+    from .study import execute_study
+    from .study_config import load_study
 
     commands = typer.Typer(
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -80,9 +80,9 @@ def app() -> "typer.Typer":
             fail(stopped, stopped.code)
         except KeyboardInterrupt:
             kept = f"flows that were complete are saved in {folder}" if folder.exists() else "nothing had been run"
-            fail(f"interrupted between two flows: {kept}", _INTERRUPTED)
+            fail(f"interrupted between two flows: {kept}", INTERRUPTED)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             fail(f"received grids that do not fit into memory ({error}): take fewer nodes, or dtype = 'float32'")
         _show(found)
@@ -98,10 +98,39 @@ def app() -> "typer.Typer":
         except (ConfigError, ImportError, OSError, ValueError) as refused:
             fail(refused)
         except KeyboardInterrupt:
-            fail("interrupted: nothing has been changed", _INTERRUPTED)
+            fail("interrupted: nothing has been changed", INTERRUPTED)
         for line in skipped:
             Console(stderr=True).print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
         _show(found)
+
+    @commands.command()
+    def study(
+        file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
+        out: Annotated[
+            Path | None, typer.Option(help="A new folder, or one this study left; studies/<file> by default.")
+        ] = None,
+        device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
+    ) -> None:
+        """Run ways on grids x taus x widths against their references; leave a table, fitted orders and a figure."""
+        folder = Path("studies") / file.stem if out is None else out
+        try:
+            asked = load_study(file)
+            if device is not None:
+                asked = asked.model_copy(update={"device": device})
+            rows = execute_study(asked, folder, Console(stderr=True))
+        except (ConfigError, ImportError) as refused:
+            fail(refused)
+        except OSError as refused:
+            fail(f"received the output folder {folder}, which cannot be written ({refused}): choose another with --out")
+        except Stopped as stopped:
+            fail(stopped, stopped.code)
+        failed = sum(row["status"] != "ok" for row in rows)
+        Console().print(
+            f"{len(rows)} rows{f', {failed} of them failed' if failed else ''}: all of it is in {folder}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
     return commands
 
@@ -115,8 +144,3 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
     console = Console()
     console.print(table(found))
     console.print(verdict(found), style="bold", markup=False, highlight=False)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it, the CPU's allocator only a text."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -138,3 +138,8 @@ def _flow(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | Non
 
 LOSSES: dict[str, Callable[[float], Loss]] = {"squared": Squared, "logistic": Logistic}
 METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {"gd": _descent, "flow": _flow}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it, the CPU's allocator only a text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

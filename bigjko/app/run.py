@@ -29,7 +29,7 @@ from .config import ConfigError, Experiment, dump
 from .prepare import Prepared, build, data
 from .verdict import Numbers, numbers, verdict
 
-_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what the user wanted
@@ -180,7 +180,7 @@ def _kept(run: Callable[[], Flow], path: Path, t_end: float, facts: dict[str, An
     if (path.parent / "flow-gd.zarr").exists() and flow.name == "jko":
         kept += f"; bigjko compare {path.parent} holds it against gradient descent"
     if isinstance(stop, FlowInterrupted):
-        raise Stopped(f"interrupted: {flow.name} {kept}", _INTERRUPTED) from None
+        raise Stopped(f"interrupted: {flow.name} {kept}", INTERRUPTED) from None
     raise Stopped(f"{stop}; {flow.name} {kept}", 1) from stop
 
 

@@ -21,7 +21,7 @@ class Problem(Question):
 
 
 class Reference(MethodChoice):
-    """Particles that JKO is held against, from the same start. Run at tau and at tau / 2: the second is held against."""
+    """Particles that JKO is held against, from the same start: run at tau and at tau / 2, and the second counts."""
 
     dynamics: Literal["own", "free", "balanced"] = Field(
         default="own", description="'own' (the way's), 'free' (both layers move) or 'balanced' (so, from |w| = |a|)"

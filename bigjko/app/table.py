@@ -1,0 +1,93 @@
+"""The tidy table of a study: a row a comparison, written as it comes, read again by a study that goes on."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# What tells one row from another.
+KEY = ("kind", "problem", "way", "shape", "h", "tau", "reference", "m", "seed")
+_TEXTS = ("kind", "problem", "way", "shape", "reference", "status")
+_WHOLE = ("nodes", "m", "seed", "steps", "evaluations")
+COLUMNS = (
+    # jko; extrapolated, from tau and the one before; width: m neurons against JKO; limit: against GD on all nodes;
+    # floor: JKO against that
+    "kind",
+    "problem",
+    "way",
+    "shape",
+    "nodes",
+    "h",
+    "tau",
+    "epsilon",
+    "reference",
+    "m",
+    "seed",
+    "gap",  # sup over times and data of the output gap
+    "gap_share",  # over max |y|
+    "risk_gap",  # at T
+    "transport",  # between the final measures, at `blur`
+    "blur",
+    "thinning",
+    "exact",  # W2 between m neurons and as many drawn from the other measure
+    "windows",  # sup over signs and windows of angle, over the reference's whole mass
+    "reference_error",  # sup output gap between the reference at tau and at tau / 2
+    "trusted",  # 1 where that is ten times smaller than the gap
+    "boundary_mass",
+    "width",
+    "steps",
+    "evaluations",
+    "seconds",
+    "status",
+)
+
+
+class Table:
+    """Rows of `study.csv`, appended and flushed one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = load(path) if path.exists() else []
+        self._keys = {_key(row) for row in self.rows}
+        if not path.exists():
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+
+    def has(self, row: Row) -> bool:
+        """Whether a row of that key is there."""
+        return _key(row) in self._keys
+
+    def add(self, row: Row) -> None:
+        """Write a row; what it lacks stays empty."""
+        whole = {name: row.get(name) for name in COLUMNS}
+        assert not row.keys() - set(COLUMNS), row.keys()
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([_written(value) for value in whole.values()])
+        self.rows.append(whole)
+        self._keys.add(_key(whole))
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a table; None where a cell is empty."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _read(name, row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(_written(row.get(name)) for name in KEY)
+
+
+def _written(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def _read(name: str, cell: str) -> Any:
+    if cell == "":
+        return None
+    if name in _TEXTS:
+        return cell
+    return int(cell) if name in _WHOLE else float(cell)

@@ -1,0 +1,320 @@
+"""`bigjko study`: what it leaves, the orders it fits, what it refuses, and how it stops and goes on."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import bigjko as bj
+from bigjko.app import orders, study, study_config, table
+from bigjko.app.cli import app
+from bigjko.app.config import ConfigError
+from bigjko.app.sections import dump
+from bigjko.app.study_plot import plot_study
+from bigjko.show import Bars
+
+D = torch.float64
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("study-*.toml"))
+
+TINY = """
+[[problems]]
+name = "pair"
+data = { name = "orthogonal" }
+loss = { name = "squared", scale = "mean" }
+time = { t_end = 0.2 }
+
+[[ways]]
+name = "circle"
+way = "projected"
+grids = [{ nodes = 24 }, { nodes = 48 }]
+start = { kind = "uniform", radius = 0.7 }
+taus = [0.05, 0.1]
+references = [{ method = "gd", tau = 0.02 }]
+"""
+WIDTHS = "widths = { m = [4, 16], seeds = 2, tau = 0.05, blur = 0.3 }\n"
+LEFT = {"study.csv", "orders.csv", "study.png", "study.toml", "versions.json"}
+
+pytestmark = pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app(), list(map(str, arguments)))
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "study.toml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def test_a_study_leaves_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    file, out = written(tmp_path, TINY + WIDTHS), tmp_path / "out"
+    done = invoke("study", file, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"15 rows: all of it is in {out}\n"
+    assert {path.name for path in out.iterdir()} == LEFT
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "versions.json").read_text("utf-8"))["bigjko"] == bj.__version__
+    assert study_config.load_study(out / "study.toml") == study_config.load_study(file)
+    rows = table.load(out / "study.csv")
+    kinds = [row["kind"] for row in rows]
+    # 2 grids x 2 taus, an extrapolation a grid, 2 widths x 2 seeds against two flows, and those against each other.
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "jko": 4,
+        "extrapolated": 2,
+        "floor": 1,
+        "width": 4,
+        "limit": 4,
+    }
+    assert {row["status"] for row in rows} == {"ok"}
+    first = rows[0]
+    assert (first["tau"], first["shape"], first["nodes"], first["steps"]) == (0.1, "2x24", 48, 2)
+    assert first["epsilon"] == pytest.approx(0.75 * first["h"] ** 2)
+    assert first["gap_share"] == pytest.approx(first["gap"])  # max |y| = 1
+    with (out / "orders.csv").open(encoding="utf-8") as lines:
+        fits = list(csv.DictReader(lines))
+    assert {(fit["kind"], fit["in"]) for fit in fits} >= {("jko", "tau"), ("jko", "h"), ("width", "m"), ("limit", "m")}
+
+    # The same command finds every row there; one that is missing is computed again, and is the same.
+    text = (out / "study.csv").read_text("utf-8")
+    assert invoke("study", file, "--out", out).exit_code == 0
+    assert (out / "study.csv").read_text("utf-8") == text
+    lines_of = text.splitlines(keepends=True)
+    lost = next(line for line in lines_of if line.startswith("extrapolated"))
+    (out / "study.csv").write_text("".join(line for line in lines_of if line != lost), "utf-8")
+    assert invoke("study", file, "--out", out).exit_code == 0
+    assert sorted((out / "study.csv").read_text("utf-8").splitlines()) == sorted(text.splitlines())
+
+
+def test_a_row_says_what_the_flows_say(tmp_path: Path) -> None:
+    """Gap, risk gap and the reference's own error, from flows made by hand."""
+    rows = study.execute_study(study_config.load_study(written(tmp_path, TINY)), tmp_path / "out", None)
+    row = next(r for r in rows if (r["kind"], r["shape"], r["tau"]) == ("jko", "2x48", 0.05))
+    way = bj.neurons.Projected()
+    X, y = torch.tensor([[-0.5, 1.0], [2.0, 1.0]], dtype=D), torch.tensor([-1.0, 1.0], dtype=D)
+    risk = bj.Risk(X, y, neurons=way, loss=bj.losses.Squared(0.5))
+    grid = way.grid(nodes=48, dim=2)
+    start = way.uniform(grid, radius=0.7)
+    jko = bj.evolve(bj.JKO(risk, grid, tau=0.05), start, 0.2)
+    coarse, fine = (bj.evolve(bj.GradientDescent(risk, tau=t), way.particles(start), 0.2) for t in (0.02, 0.01))
+    held = bj.compare(jko, fine, transport=False)
+    assert row["gap"] == pytest.approx(held.sup_output_gap, rel=1e-9)
+    assert row["risk_gap"] == pytest.approx(float(held.risk_gap[-1]), rel=1e-9)
+    error = bj.compare(coarse, fine, transport=False).sup_output_gap
+    assert row["reference_error"] == pytest.approx(error, rel=1e-9)
+    assert row["trusted"] == int(10 * error <= row["gap"])
+
+
+# ------------------------------------------------------------------------------------------------------------ orders
+
+
+def made(kind: str, gap: Callable[[float, float], float], **more: Any) -> list[table.Row]:
+    """Rows of a table on three grids and four taus."""
+    return [
+        {name: None for name in table.COLUMNS}
+        | {
+            "kind": kind,
+            "problem": "p",
+            "way": "w",
+            "reference": "gd",
+            "status": "ok",
+            "trusted": 1,
+            "h": h,
+            "tau": tau,
+        }
+        | {"gap": gap(tau, h)}
+        | more
+        for h in (0.4, 0.2, 0.1)
+        for tau in (0.8, 0.4, 0.2, 0.1)
+        if kind == "jko" or tau < 0.8
+    ]
+
+
+def order(rows: list[table.Row], kind: str, variable: str, quantity: str = "gap") -> table.Row:
+    (fit,) = [f for f in orders.fitted(rows) if (f["kind"], f["in"], f["quantity"]) == (kind, variable, quantity)]
+    return fit
+
+
+def test_orders_are_exact_on_power_laws() -> None:
+    rows = made("jko", lambda tau, h: 3 * tau**1.25) + made("extrapolated", lambda tau, h: 0.01 * h**1.75)
+    fit = order(rows, "jko", "tau")
+    assert fit["order"] == pytest.approx(1.25, abs=1e-12)
+    assert fit["used"] == "0.8 0.4 0.2 0.1"
+    assert fit["pairs"] == "1.25 1.25 1.25"
+    assert order(rows, "extrapolated", "h")["order"] == pytest.approx(1.75, abs=1e-12)
+
+
+def test_gaps_near_the_floor_and_references_that_are_not_better_do_not_count() -> None:
+    """gap = max(tau, .05) on the finest grid: from .15 on the floor has no say."""
+    rows = made("jko", lambda tau, h: max(tau, 0.05)) + made("extrapolated", lambda tau, h: 0.05)
+    fit = order(rows, "jko", "tau")
+    assert fit["used"] == "0.8 0.4 0.2"
+    assert fit["floor"] == 0.05
+    assert fit["order"] == pytest.approx(1)
+    doubted = [row | {"trusted": int(row["tau"] > 0.3)} for row in rows]
+    assert order(doubted, "jko", "tau")["used"] == "0.8 0.4"
+    assert math.isnan(order([row | {"trusted": 0} for row in rows], "jko", "tau")["order"])
+
+
+def test_orders_in_m_are_those_of_the_mean_over_seeds() -> None:
+    rows = [
+        {name: None for name in table.COLUMNS}
+        | {"kind": "width", "problem": "p", "way": "w", "reference": "gd", "status": "ok", "m": m, "seed": seed}
+        | {"gap": (0.5 + seed) * m**-0.5, "transport": m**-0.25}
+        for m in (10, 100, 1000, 10_000)
+        for seed in (0, 1)
+    ]
+    assert order(rows, "width", "m")["order"] == pytest.approx(-0.5, abs=1e-12)
+    assert order(rows, "width", "m", "transport")["order"] == pytest.approx(-0.25, abs=1e-12)
+    floor = rows[0] | {"kind": "floor", "m": None, "seed": None, "gap": 0.005}
+    assert order([*rows, floor], "width", "m")["used"] == "10 100 1000"  # the mean at 10^4 is twice the floor
+
+
+def test_extrapolation_cancels_what_is_linear_in_tau() -> None:
+    X, y = torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D)
+    risk = bj.Risk(X, y)
+    start = bj.ParticleMeasure.from_network(torch.full((1, 1), 0.5, dtype=D), torch.full((1,), 0.4, dtype=D))
+    exact = bj.evolve(bj.GradientFlow(risk, tau=0.025, rtol=1e-9, atol=1e-10), start, 1.0)
+
+    def gap(tau: float) -> float:
+        coarse, fine = (bj.evolve(bj.GradientDescent(risk, tau=t), start, 1.0) for t in (tau, tau / 2))
+        return bj.compare(study.extrapolated(coarse, fine, tau, tau / 2), exact, transport=False).sup_output_gap
+
+    # What is left is quadratic: halving tau divides it by 4 (1 + O(tau)); at tau = .1 by 4.63.
+    assert gap(0.05) / gap(0.025) == pytest.approx(4, rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------------- windows, draws
+
+
+def test_window_gap_sees_mass_that_outputs_do_not_tell() -> None:
+    way = bj.neurons.Lifted()
+    turn = 2 * math.pi / 16
+
+    def at(*angles: float) -> bj.ParticleMeasure:
+        angle = torch.tensor(angles, dtype=D)
+        return bj.ParticleMeasure.from_network(
+            torch.stack([angle.cos(), angle.sin()], 1), torch.ones(len(angles), dtype=D)
+        )
+
+    assert study.window_gap(way, at(0.0), at(0.0)) == 0
+    assert study.window_gap(way, at(0.0), at(turn)) == pytest.approx(1)
+    assert study.window_gap(way, at(0.0), at(turn / 4)) == pytest.approx(0.25)  # a small move is a small gap
+    assert study.window_gap(way, at(0.0, 0.0), at(0.0, 2.0)) == pytest.approx(0.5)
+    flat = bj.ParticleMeasure.from_network(torch.ones(1, 3, dtype=D), torch.ones(1, dtype=D))
+    assert math.isnan(study.window_gap(way, flat, flat))
+
+
+def test_neurons_are_drawn_in_proportion_to_their_masses() -> None:
+    everyone = bj.ParticleMeasure(torch.arange(6, dtype=D).reshape(3, 2), torch.tensor([0.2, 0.0, 0.6], dtype=D))
+    some = study.drawn(everyone, 4000, seed=1)
+    assert float(some.mass) == pytest.approx(0.8)
+    share = float((some.positions[:, 0] == 0).double().mean())
+    assert share == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+    assert not bool((some.positions[:, 0] == 2).any())
+    assert torch.equal(some.positions, study.drawn(everyone, 4000, seed=1).positions)
+    assert not torch.equal(some.positions, study.drawn(everyone, 4000, seed=2).positions)
+
+
+def test_the_exact_distance_is_that_of_a_translation() -> None:
+    way = bj.neurons.Lifted()
+    one = bj.ParticleMeasure(torch.zeros(1, 2, dtype=D), torch.ones(1, dtype=D))
+    other = bj.ParticleMeasure(torch.tensor([[3.0, 4.0]], dtype=D), torch.ones(1, dtype=D))
+    assert study.exact_distance(way, study.drawn(one, 5, 0), other, 5, 0) == pytest.approx(5)
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+BAD = [
+    ("taus = [0.05, 0.1]", "tau = [0.05]", r"in \[\[ways\]\] 1: received the unknown key 'tau', .*did you mean 'taus'"),
+    ("taus = [0.05, 0.1]", "taus = [0.1, 0.1]", r"in \[\[ways\]\] 1: received taus with one of them twice"),
+    ("taus = [0.05, 0.1]", "taus = []", "received taus = .*need positive time steps"),
+    ('way = "projected"', 'way = "projcted"', r"unknown way 'projcted', need one of .*did you mean 'projected'\?"),
+    ("{ nodes = 48 }", "{ nodes = 1 }", r"in \[ways.grids 2\] of \[\[ways\]\] 1: received nodes = 1, need a whole"),
+    ("{ nodes = 48 }", "{ nodes = 48, radius = 2.0 }", "received a grid with nodes and radius, need nodes"),
+    ('"gd"', '"dg"', r"in \[ways.references 1\] of \[\[ways\]\] 1: received method = \"dg\", need"),
+    ('"uniform"', '"gaussian"', "received kind = 'gaussian' for way = 'projected'"),
+    ("taus", 'problems = ["pear"]\ntaus', "received the problem 'pear' for the way 'circle', need one of pair"),
+    (
+        "[[ways]]",
+        "[[problems]]\n" + TINY.split("[[ways]]")[0].split("[[problems]]")[1] + "[[ways]]",
+        "named pair, pair",
+    ),
+    ('"orthogonal"', '"orthgonal"', r"in \[problems.data\] of \[\[problems\]\] 1: received the unknown data set"),
+    ("taus", "jko = { epsilon = 0.1 }\ntaus", r"in the way 'circle' for the problem 'pair': .*need at least .25 h\^2"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD)
+def test_bad_input_is_refused_before_anything_is_run(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in TINY
+    file = written(tmp_path, TINY.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message) as refused:
+        study.execute_study(study_config.load_study(file), tmp_path / "out", None)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_study_is_refused_untouched(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    other = dump(study_config.load_study(written(tmp_path, TINY.replace("0.7", "0.6"))))
+    (out / "study.toml").write_text(other, "utf-8")
+    done = invoke("study", written(tmp_path, TINY), "--out", out)
+    assert done.exit_code == 2
+    assert "holds no part of this study as it is written now" in done.stderr
+    assert [path.name for path in out.iterdir()] == ["study.toml"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[file.stem for file in EXAMPLES])
+def test_the_study_files_can_be_read(file: Path) -> None:
+    asked = study_config.load_study(file)
+    assert study_config.Study.model_validate(asked.model_dump()) == asked
+
+
+# -------------------------------------------------------------------------------------------------- failed, stopped
+
+
+def test_a_flow_that_fails_is_a_row(tmp_path: Path) -> None:
+    """GD explodes where tau times the NTK is far above 1: its rows say so, and the others are there."""
+    two = 'references = [{ method = "gd", tau = 1e150 }, { method = "gd", tau = 1e150, dynamics = "free" }]'
+    asked = TINY.replace('references = [{ method = "gd", tau = 0.02 }]', two).replace("t_end = 0.2", "t_end = 1e151")
+    asked = asked.replace("[0.05, 0.1]", "[1e151]").replace(", { nodes = 48 }", "")
+    done = invoke("study", written(tmp_path, asked), "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    rows = table.load(tmp_path / "out" / "study.csv")
+    assert len(rows) == 2
+    assert all(row["status"] != "ok" and row["gap"] is None for row in rows)
+    assert "2 of them failed" in done.stdout
+
+
+def test_ctrl_c_keeps_the_rows_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = written(tmp_path, TINY), tmp_path / "out"
+
+    def add(bars: object, name: str, t_end: float, *, reference: bj.Flow | None = None) -> Callable[..., None]:
+        def interrupt(time: float, step: object) -> None:
+            if "2x48 tau = 0.1 JKO" in name:
+                raise KeyboardInterrupt
+
+        return interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bars, "add", add)
+        stopped = invoke("study", file, "--out", out)
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines()[-1].startswith("interrupted: 3 rows are in")
+    assert len(table.load(out / "study.csv")) == 3
+    assert {path.name for path in out.iterdir()} == LEFT
+    assert invoke("study", file, "--out", out).exit_code == 0
+    assert len(table.load(out / "study.csv")) == 6
+
+
+def test_a_figure_of_nothing_is_empty(tmp_path: Path) -> None:
+    plot_study([], [], tmp_path / "study.png")
+    assert (tmp_path / "study.png").exists()
