@@ -48,7 +48,7 @@ def test_features_on_particles_are_those_of_neurons(case: WayCase, dim: int) -> 
     p, z = torch.rand(9, dtype=torch.float64), torch.randn(len(X), dtype=torch.float64)
     features = way.features(particles, X)
     check_written(features, written_neurons(particles.positions, X), p, z, (9,))  # type: ignore[arg-type]
-    assert torch.equal(way.squared_norm(particles), (W**2).sum(1) + a**2)
+    assert torch.equal(way.squared_norm(particles), case.decay(W, a))
 
 
 @every_way
@@ -59,7 +59,7 @@ def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, dev
     way.check(grid, dim)
     way.check(grid.widened(2), dim)
     assert way.cost.per_factor(grid) is None or len(way.cost.per_factor(grid) or ()) == len(grid.factors)
-    kernel = gibbs(grid, 0.75 * grid.spacing**2, way.cost)
+    kernel = gibbs(grid, 0.75 * way.spacing(grid) ** 2, way.cost)
     transport = way.transport(kernel)
     assert isinstance(transport, Balanced if case.keeps_mass else WassersteinFisherRao)
     assert transport.conserves_mass is case.keeps_mass
@@ -126,7 +126,7 @@ def test_a_deposited_network_keeps_its_outputs_up_to_the_blur(case: WayCase, dim
     # Each neuron is spread with mean zero over a distance s = spread (width + 1) h, in root mean square. relu(. x) is
     # |x|-Lipschitz and the second layer's spread is independent: |output - its own| <= |a| |x| s for lines; on
     # directions the same with |w| |a| for |a|, and |w| <= 1 here.
-    s = case.spread * (width + 1) * grid.spacing
+    s = case.spread * (width + 1) * way.spacing(grid)
     assert (W.norm(dim=1) <= 1).all()
     bound = float(a.abs().mean()) * X.norm(dim=1) * s
     assert ((way.features(grid, X).outputs(measure.masses) - expected).abs() <= bound).all()

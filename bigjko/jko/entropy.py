@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from bigjko_kernels import Grid
 from bigjko_kernels.pages import empty_like
 from bigjko_kernels.sums import parts
 
@@ -125,6 +124,6 @@ _FITTED = 1e-13  # misfit that is rounding in float64
 _NEARLY = 1e-9  # from here, or from 32 ulp (float32), a descent that stops falling is rounding
 
 
-def smallest_epsilon(grid: Grid) -> float:
+def smallest_epsilon(h: float) -> float:
     """.25 h^2: below it mass is pinned to the nodes (mathematics.md 3)."""
-    return 0.25 * grid.spacing**2
+    return 0.25 * h**2
