@@ -1,6 +1,8 @@
 """The kernels, under the name users know: `bj.kernels.Separable(grid, epsilon)`."""
 
+from bigjko_kernels import Circulant as Circulant
 from bigjko_kernels import Compiled as Compiled
+from bigjko_kernels import Cone as Cone
 from bigjko_kernels import Dense as Dense
 from bigjko_kernels import GibbsKernel as GibbsKernel
 from bigjko_kernels import HellingerKantorovich as HellingerKantorovich

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import LOG_ZERO, Circle, GibbsKernel, Grid, GridError, Line, Separable
+from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable
 from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
@@ -325,17 +325,7 @@ def deposit(
     shared = torch.zeros(grid.size, dtype=torch.float64, device=grid.device)
     lower, upper = [], []  # per axis: (node, share)
     for k, f in enumerate(grid.factors):
-        x, t = f.nodes[:, 0].contiguous(), points[:, k].contiguous()
-        if bool((t < x[0]).any() | (t > x[-1]).any()):
-            worst = float(t.abs().max())
-            raise GridError(
-                f"received a neuron with coordinate {worst:.4g} on axis {k}, need all within "
-                f"[{float(x[0]):.4g}, {float(x[-1]):.4g}]: widen the grid"
-            )
-        left = (torch.searchsorted(x, t, right=True) - 1).clamp(0, max(f.size - 2, 0))
-        right = (left + 1).clamp(max=f.size - 1)
-        gap = (x[right] - x[left]).masked_fill(right == left, 1.0)
-        share = ((t - x[left]) / gap).double()
+        left, right, share = between(f, points[:, k], k)
         lower.append((left, 1 - share))
         upper.append((right, share))
     strides = [math.prod(grid.shape[k + 1 :]) for k in range(len(grid.factors))]
@@ -351,6 +341,25 @@ def deposit(
     lines = [f if f.size == 1 else Line.at(f.nodes[:, 0] / (width * f.spacing)) for f in grid.factors]
     cells = tuple(Line(x.nodes, f.log_weights, f.edge, x.spacing) for x, f in zip(lines, grid.factors, strict=True))
     return GridMeasure(grid, spread(Separable(Grid(cells), 1.0), log_shared))
+
+
+def between(line: Factor, t: Float[Tensor, " m"], axis: int) -> tuple[Tensor, Tensor, Float[Tensor, " m"]]:
+    """The nodes on either side of each coordinate, and the right one's share of a mass there, in float64.
+
+    Raises:
+        GridError: for coordinates beyond an end that is an artificial edge.
+    """
+    x, t = line.nodes[:, 0].contiguous(), t.contiguous()
+    if bool(((t < x[0]) & line.edge[0]).any() | ((t > x[-1]) & line.edge[-1]).any()):
+        worst = float(t.abs().max())
+        raise GridError(
+            f"received a neuron with coordinate {worst:.4g} on axis {axis}, need all within "
+            f"[{float(x[0]):.4g}, {float(x[-1]):.4g}]: widen the grid"
+        )
+    left = (torch.searchsorted(x, t, right=True) - 1).clamp(0, max(line.size - 2, 0))
+    right = (left + 1).clamp(max=line.size - 1)
+    gap = (x[right] - x[left]).masked_fill(right == left, 1.0)
+    return left, right, ((t - x[left]) / gap).clamp(0, 1).double()
 
 
 def spread(kernel: GibbsKernel, log_masses: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:

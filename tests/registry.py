@@ -26,12 +26,14 @@ from bigjko import (
 )
 from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
-from bigjko.neurons import Lifted, Neurons, Pairs, Projected, Signed, Split
+from bigjko.neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Signed, Split
 from bigjko.stepper import Stepper
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
+    Circulant,
     Compiled,
+    Cone,
     Cost,
     Dense,
     Factor,
@@ -95,6 +97,8 @@ FACTORS: dict[str, FactorCase] = {
     "sinh line": FactorCase(
         lambda: sinh_axis(41), 6.0 + float(_SINH_GAPS[0] + _SINH_GAPS[-1]) / 2, 2, float(_SINH_GAPS.max())
     ),
+    # Cells of r dr at r = .2, .6, ..., 1.8: the last ends at 2, and midpoints integrate r exactly.
+    "radii": FactorCase(lambda: Line.radii(1.8, 5, 1), 2.0, 1, 0.4),
     "single node": FactorCase(lambda: Line.uniform(0.3, 0.3, 1), 1.0, 0, 0.0),
     "circle": FactorCase(lambda: Circle.uniform(30), 2 * math.pi, 0, 2 * math.pi / 30),
     "uneven circle": FactorCase(lambda: uneven_circle(30), 2 * math.pi, 0, _UNEVEN),
@@ -125,6 +129,9 @@ GRIDS: dict[str, Callable[[], Grid]] = {
     "signed sphere": lambda: Grid((signs(), Sphere.fibonacci(200))),
     "3-sphere": lambda: Grid((Sphere.fibonacci(300, dim=3),)),
     "cylinder": lambda: Grid((Line.uniform(-1.0, 1.0, 20), Circle.uniform(48))),
+    "signed cone": lambda: Grid((signs(), Circle.uniform(48), Line.radii(1.5, 12, 1))),
+    "uneven cone": lambda: Grid((uneven_circle(37), Line.radii(1.5, 11, 1))),
+    "cone over a sphere": lambda: Grid((Sphere.fibonacci(60), Line.radii(1.5, 9, 2))),
 }
 
 
@@ -195,6 +202,11 @@ def _round(grid: Grid) -> bool:
     return len(_curved(grid)) == 1 and isinstance(_curved(grid)[0], Circle | Sphere)
 
 
+def _conical(grid: Grid) -> bool:
+    kinds = [type(f) for f in _curved(grid)]
+    return kinds in ([Circle, Line], [Sphere, Line]) and bool((_curved(grid)[1].nodes > 0).all())
+
+
 @dataclass(frozen=True)
 class CostCase:
     """A cost, and the grids that it is meant for."""
@@ -212,6 +224,7 @@ COSTS: dict[str, CostCase] = {
     ),
     "cone of any start": CostCase(HellingerKantorovich, lambda grid: HellingerKantorovich(1.0), _round),
     "per factor": CostCase(PerFactor, geodesic, lambda grid: not _flat(grid) and not _round(grid)),
+    "cone": CostCase(Cone, lambda grid: Cone(), _conical),
 }
 
 
@@ -255,8 +268,12 @@ KERNELS: dict[str, KernelCase] = {
     "dense": KernelCase(Dense, Dense, lambda grid, cost: True, None),
     "separable": KernelCase(Separable, Separable, _separates, log_tolerance),  # fused on the CPU: test_fused.py
     "separable in torch": KernelCase(Separable, partial(Separable, axis=TorchAxis), _separates, log_tolerance),
+    "circulant": KernelCase(Circulant, Circulant, lambda grid, cost: Circulant.takes(grid, cost), log_tolerance),
     "lazy": KernelCase(Lazy, Lazy, lambda grid, cost: True, log_tolerance),
 }
+
+# Those that take every grid of lines and every circle; the others have gradients and bad input tested on their own.
+GENERAL = [name for name in KERNELS if name != "circulant"]
 
 # --------------------------------------------------------------------------------------------------------------- losses
 
@@ -342,8 +359,7 @@ def written_directions(theta: Tensor, X: Tensor) -> Written:
     their Gram matrix is 2 phi phi^T + grad phi grad phi^T, mathematics.md 3).
     """
     phi, full = _gradients(lambda t: torch.relu(t[:, 1:] @ X.T) * t[:, :1], theta)
-    gradient, direction = full[:, :, 1:], theta[:, None, 1:]
-    tangential = gradient - (gradient * direction).sum(-1, keepdim=True) * direction
+    tangential = _tangential(full[:, :, 1:], theta[:, None, 1:])
     return Written(phi, torch.cat([tangential, math.sqrt(2) * phi[:, :, None]], dim=2))
 
 
@@ -367,6 +383,24 @@ def written_spheres(theta: Tensor, X: Tensor) -> Written:
     phi, full = _gradients(lambda t: 2 * torch.relu(t[:, :-1] @ X.T) * t[:, -1:], theta)
     tangential = full - (full * theta[:, None]).sum(-1, keepdim=True) * theta[:, None]
     return Written(phi, torch.cat([tangential / math.sqrt(2), math.sqrt(2) * phi[:, :, None]], dim=2))
+
+
+def _tangential(gradient: Tensor, direction: Tensor) -> Tensor:
+    return gradient - (gradient * direction).sum(-1, keepdim=True) * direction
+
+
+def written_cone(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (s, direction, r), phi = s r^2 relu(direction . x), metric 2 dr^2 + r^2 dOmega^2."""
+    phi, full = _gradients(lambda t: torch.relu(t[:, 1:-1] @ X.T) * t[:, :1] * t[:, -1:] ** 2, theta)
+    direction, r = theta[:, None, 1:-1], theta[:, None, -1:]
+    turn = _tangential(full[:, :, 1:-1], direction) / r
+    return Written(phi, torch.cat([turn, full[:, :, -1:] / math.sqrt(2)], dim=2))
+
+
+def written_flat(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (direction, s), phi = s relu(direction . x), metric dOmega^2 + ds^2."""
+    phi, full = _gradients(lambda t: torch.relu(t[:, :-1] @ X.T) * t[:, -1:], theta)
+    return Written(phi, torch.cat([_tangential(full[:, :, :-1], theta[:, None, :-1]), full[:, :, -1:]], dim=2))
 
 
 def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -409,6 +443,7 @@ class WayCase:
         reach: an output of a network moves by at most this many times |x| (width + 1) h when it is deposited.
         neurons: how many a node stands for.
         options: what the class is built with.
+        decay: |w|^2 + a^2 of neurons as the way counts it.
     """
 
     kind: type[Neurons]
@@ -421,6 +456,7 @@ class WayCase:
     mass: Callable[[Tensor, Tensor], float]
     reach: Callable[[Tensor, Tensor], float]
     neurons: int = 1
+    decay: Callable[[Tensor, Tensor], Tensor] = lambda W, a: (W**2).sum(1) + a**2
     options: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Neurons:
@@ -495,6 +531,30 @@ WAYS: dict[str, WayCase] = {
         _mean_half_square,
         lambda W, a: 2 * math.sqrt(3) * _mean_half_square(W, a),
         options={"balanced": False},
+    ),
+    # Two coordinates of a direction and one of the line, h in the way's own metric; the output is r^2, or s.
+    "polar, cone": WayCase(
+        PolarCone,
+        (2, 3),
+        32,
+        96,
+        written_cone,
+        _balanced_network,
+        True,
+        lambda W, a: 1.0,
+        lambda W, a: math.sqrt(3) * _mean_output_weight(W, a),
+    ),
+    "polar, flat": WayCase(
+        PolarFlat,
+        (2, 3),
+        32,
+        96,
+        written_flat,
+        _any_network,
+        True,
+        lambda W, a: 1.0,
+        lambda W, a: math.sqrt(3) * _mean_output_weight(W, a),
+        decay=lambda W, a: 2 * W.norm(dim=1) * a.abs(),  # of the balanced neuron of the same output
     ),
 }
 

@@ -48,7 +48,7 @@ from bigjko_kernels import (
     Tiled,
 )
 
-from .registry import KERNELS
+from .registry import GENERAL, KERNELS
 
 F64, F32 = torch.float64, torch.float32
 
@@ -366,13 +366,13 @@ CYLINDER = Grid((Line.uniform(-1.0, 1.0, 5), Circle.uniform(9)))
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GENERAL)
 def test_kernels_need_a_positive_epsilon(kernel: str, epsilon: float) -> None:
     with pytest.raises(KernelError, match=rf"epsilon = {epsilon}, need a positive finite number: .75 h\^2 is"):
         KERNELS[kernel].make(LINE, epsilon, SquaredEuclidean())
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GENERAL)
 def test_kernels_check_their_values(kernel: str) -> None:
     K = KERNELS[kernel].make(LINE, 0.1, SquaredEuclidean())
     with pytest.raises(GridError, match=r"log values of shape \(8,\), need the grid's \(9,\)"):
@@ -384,7 +384,7 @@ def test_kernels_check_their_values(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GENERAL)
 def test_what_is_no_log_value_is_seen_in_the_answer(kernel: str, value: float) -> None:
     grid = Grid.uniform([-1.0], [1.0], [40])
     b = with_entry(torch.zeros(40, dtype=F64), value)
@@ -411,7 +411,7 @@ COSTS: dict[str, tuple[Grid, Cost, str]] = {
 
 
 @pytest.mark.parametrize(("grid", "cost", "text"), COSTS.values(), ids=COSTS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GENERAL)
 def test_kernels_refuse_costs_of_another_geometry(kernel: str, grid: Grid, cost: Cost, text: str) -> None:
     with pytest.raises(KernelError, match=text):
         KERNELS[kernel].make(grid, 0.1, cost)

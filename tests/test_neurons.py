@@ -50,7 +50,7 @@ def test_features_on_particles_are_those_of_neurons(case: WayCase, dim: int) -> 
     features = way.features(particles, X)
     check_written(features, written_neurons(particles.positions, X), p, z, (9,))  # type: ignore[arg-type]
     # d + 1 terms, added in another order
-    assert way.squared_norm(particles).numpy() == pytest.approx(((W**2).sum(1) + a**2).numpy(), rel=1e-15 * (dim + 1))
+    assert way.squared_norm(particles).numpy() == pytest.approx(case.decay(W, a).numpy(), rel=1e-15 * (dim + 1))
 
 
 @every_way
@@ -61,7 +61,7 @@ def test_grids_are_the_ways_own(case: WayCase, dim: int, dtype: torch.dtype, dev
     way.check(grid, dim)
     way.check(grid.widened(2), dim)
     assert way.cost.per_factor(grid) is None or len(way.cost.per_factor(grid) or ()) == len(grid.factors)
-    kernel = gibbs(grid, 0.75 * grid.spacing**2, way.cost)
+    kernel = gibbs(grid, 0.75 * way.spacing(grid) ** 2, way.cost)
     transport = way.transport(kernel)
     assert isinstance(transport, Balanced if case.keeps_mass else WassersteinFisherRao)
     assert transport.conserves_mass is case.keeps_mass
@@ -129,7 +129,7 @@ def test_a_deposited_network_keeps_its_outputs_up_to_the_blur(case: WayCase, dim
     measure = way.measure(grid, W, a, width=width)
     expected = network_outputs(W, a, X)
     assert (W.norm(dim=1) <= 1).all()
-    bound = case.reach(W, a) * X.norm(dim=1) * (width + 1) * grid.spacing
+    bound = case.reach(W, a) * X.norm(dim=1) * (width + 1) * way.spacing(grid)
     assert ((way.features(grid, X).outputs(measure.masses) - expected).abs() <= bound).all()
     assert float(measure.mass) == pytest.approx(case.mass(W, a), rel=1e-12)
     assert torch.isfinite(measure.log_masses).sum() == grid.size  # no node is locked empty

@@ -12,7 +12,7 @@ from torch import Tensor
 from bigjko_kernels import Grid, GridError, KernelError
 
 from ..errors import MeasureError, RiskError, StepError
-from ..jko import JKO, Debiased, DualSolver, Plain
+from ..jko import JKO, Debiased, DualSolver, Plain, epsilon_of
 from ..losses import Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
 from ..neurons.dynamics import Dynamics
@@ -117,11 +117,12 @@ def place(question: Question, way: str, grid: GridChoice, start: Start, known: P
 
 def jko_of(here: Place, choice: StepChoice, tau: float) -> JKO:
     """The steps on the grid."""
+    way = here.risk.neurons
     return JKO(
         here.risk,
         here.grid,
         tau,
-        epsilon=choice.epsilon * here.grid.spacing**2,
+        epsilon=epsilon_of(choice.epsilon, way.spacing(here.grid), way.cost),
         entropy=Plain() if choice.entropy == "plain" else Debiased(choice.passes or 2),
         solver=DualSolver(rtol=choice.rtol),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..compare import compare
 from ..evolve import evolve
 from ..flow import Flow
+from ..jko import epsilon_of
 from ..measure import GridMeasure, ParticleMeasure
 from ..neurons import Free, Neurons
 from ..optional import need
@@ -154,15 +155,15 @@ class _Pair:
                     yield row | {"kind": "extrapolated"}
 
     def _facts(self, here: Place, tau: float) -> Row:
-        grid = here.grid
+        grid, way = here.grid, here.risk.neurons
         return {
             "problem": self.problem.name,
             "way": self.way.name,
             "shape": "x".join(map(str, grid.shape)),
             "nodes": grid.size,
-            "h": grid.spacing,
+            "h": way.spacing(grid),
             "tau": tau,
-            "epsilon": self.way.jko.epsilon * grid.spacing**2,
+            "epsilon": epsilon_of(self.way.jko.epsilon, way.spacing(grid), way.cost),
         }
 
     def _jko(self, here: Place, tau: float) -> tuple[Flow | None, Row]:

@@ -4,6 +4,7 @@ from .dual import DualSolver as DualSolver
 from .entropy import Debiased as Debiased
 from .entropy import Entropy as Entropy
 from .entropy import Plain as Plain
+from .entropy import epsilon_of as epsilon_of
 from .problem import StepSolver as StepSolver
 from .scaling import ScalingSolver as ScalingSolver
 from .scheme import FirstOrder as FirstOrder

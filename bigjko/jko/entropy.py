@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bigjko_kernels import Cost, Grid
+from bigjko_kernels import Cost
 from bigjko_kernels.pages import empty_like
 from bigjko_kernels.sums import parts
 
@@ -125,6 +125,6 @@ _FITTED = 1e-13  # misfit that is rounding in float64
 _NEARLY = 1e-9  # from here, or from 32 ulp (float32), a descent that stops falling is rounding
 
 
-def epsilon_of(nodes2: float, grid: Grid, cost: Cost) -> float:
+def epsilon_of(nodes2: float, h: float, cost: Cost) -> float:
     """The temperature at which the kernel has a variance of nodes2 h^2 per axis."""
-    return nodes2 * cost.curvature * grid.spacing**2
+    return nodes2 * cost.curvature * h**2

@@ -90,7 +90,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             raise StepError(f"received tau = {self.tau}, need a positive finite time step")
         if not 0 <= self.idle < 1e-6:
             raise StepError(f"received idle = {self.idle}, need a share of the mass in [0, 1e-6): 0 works on all nodes")
-        h = self.grid.spacing
+        h = self.spacing
         if self.kernel is not None and not self.kernel.grid.matches(self.grid):
             raise StepError(f"received a kernel on {self.kernel.grid!r}, need one on the stepper's own grid")
         if self.kernel is not None and self.epsilon is not None and self.kernel.epsilon != self.epsilon:
@@ -105,10 +105,10 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if epsilon is None:
             if h == 0:
                 raise StepError("received a grid without neighbours, need an epsilon: .75 h^2 has no h here")
-            epsilon = epsilon_of(0.75, self.grid, cost)
+            epsilon = epsilon_of(0.75, h, cost)
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise StepError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
-        least, share = epsilon_of(0.25, self.grid, cost), epsilon / cost.curvature / (h * h) if h else math.inf
+        least, share = epsilon_of(0.25, h, cost), epsilon / cost.curvature / (h * h) if h else math.inf
         if epsilon < least:
             raise StepError(
                 f"received epsilon = {epsilon:.4g}, variance = {share:.3g} h^2, need at least .25 h^2 = "
@@ -130,6 +130,11 @@ class JKO(Stepper[GridMeasure, JKOState]):
     composite: Composite = field(init=False, repr=False)
     transport: Transport = field(init=False, repr=False)
 
+    @property
+    def spacing(self) -> float:
+        """h in the metric of the way."""
+        return self.grid.spacing if self.neurons is None else self.neurons.spacing(self.grid)
+
     def _memory(self, shape: tuple[int, ...]) -> int:
         n, decay = (len(self.energy.y), self.energy.weight_decay) if isinstance(self.energy, Risk) else (0, 1.0)
         return step_memory(self.grid, shape, n, potential=decay > 0)
@@ -150,7 +155,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             raise StepError(f"received a {type(measure).__name__}, need a GridMeasure for JKO: use neurons.measure")
         if not measure.grid.matches(self.grid):
             raise StepError(f"received a measure on {measure.grid!r}, need one on the stepper's own grid")
-        epsilon, h = self.transport.epsilon, self.grid.spacing
+        epsilon, h = self.transport.epsilon, self.spacing
         variance, narrowest = epsilon / self.transport.kernel.cost.curvature, (float(measure.width) * h) ** 2
         if variance > narrowest / 2:
             warnings.warn(

@@ -6,6 +6,9 @@ from .dynamics import Free as Free
 from .dynamics import FrozenOutputs as FrozenOutputs
 from .dynamics import UnitDirections as UnitDirections
 from .lifted import Lifted as Lifted
+from .polar import Polar as Polar
+from .polar import PolarCone as PolarCone
+from .polar import PolarFlat as PolarFlat
 from .projected import Projected as Projected
 from .signed import Signed as Signed
 from .split import Pairs as Pairs

@@ -51,6 +51,10 @@ class Neurons(ABC):
     def check(self, grid: Grid, dim: int) -> None:
         """Raise GridError unless the grid is one of this way's, for data in R^dim."""
 
+    def spacing(self, grid: Grid) -> float:
+        """h in the way's own metric, which epsilon = .75 h^2 is measured in: the grid's, where coordinates are it."""
+        return grid.spacing
+
     @abstractmethod
     def transport(self, kernel: GibbsKernel) -> Transport:
         """The transport term of a step in the way's metric."""

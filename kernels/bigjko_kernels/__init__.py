@@ -1,5 +1,7 @@
 """Geometry and sums over nodes: grids, costs, log-domain Gibbs kernels and network features."""
 
+from .circulant import Circulant as Circulant
+from .costs import Cone as Cone
 from .costs import Cost as Cost
 from .costs import HellingerKantorovich as HellingerKantorovich
 from .costs import PerFactor as PerFactor

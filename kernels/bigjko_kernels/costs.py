@@ -25,11 +25,13 @@ class Term:
         width: how many coordinates.
         of: the term where |x - y|^2 is s: zero at s = 0 and nondecreasing.
         unit: whether these coordinates are unit vectors.
+        scaled: whether the term is multiplied by the last coordinates of x and y, which are radii >= 0.
     """
 
     width: int
     of: Callable[[torch.Tensor], torch.Tensor]
     unit: bool
+    scaled: bool = False
 
 
 class Cost(ABC):
@@ -170,18 +172,61 @@ class HellingerKantorovich(Cost):
 
 
 @dataclass(frozen=True)
+class Cone(Cost):
+    """D^2 / 2 on (unit vector, radius r >= 0), for the metric 2 dr^2 + r^2 dOmega^2 of balanced neurons |w| = |a| = r.
+
+    D is the distance on the cone of radii sqrt(2) r and angles phi = Omega / sqrt(2) (mathematics.md 1, P4):
+    D^2 / 2 = r1^2 + r2^2 - 2 r1 r2 cos phi. No path through the apex is ever shorter, since phi <= pi / sqrt(2) < pi.
+    Written as (r1 - r2)^2 + 4 r1 r2 sin^2(phi / 2), which keeps its digits near the diagonal.
+    """
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """Half the squared distance."""
+        lead, d = (slice(None),) * (len(x.shape) - 1), x.shape[-1] - 1  # KeOps takes no Ellipsis
+        way, r = (*lead, slice(0, d)), (*lead, slice(d, d + 1))
+        turn = self._turn(_angle(x[way], y[way]))
+        return ((x[r] - y[r]) ** 2).sum(-1) + (x[r] * y[r]).sum(-1) * turn
+
+    def _turn(self, angle: Any) -> Any:
+        """The cost of an angle at radius 1."""
+        return 4 * (angle * math.sqrt(1 / 8)).sin() ** 2
+
+    def terms(self, width: int) -> tuple[Term, ...]:
+        """The angle's, times both radii, and the radius's own."""
+        turn = Term(width - 1, lambda s: self._turn(_angle_of(s)), unit=True, scaled=True)
+        return (turn, Term(1, lambda s: s, unit=False))
+
+    def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":
+        """None: it does not separate.
+
+        Raises:
+            KernelError: unless the grid is a Circle or a Sphere times a Line of radii, with or without Sheets.
+        """
+        curved = _curved(grid)
+        cone = len(curved) == 2 and isinstance(curved[0], Circle | Sphere) and isinstance(curved[1], Line)
+        if not (cone and bool((curved[1].nodes >= 0).all())):
+            raise KernelError(f"received {grid!r} for Cone, need a Circle or a Sphere times a Line of radii r >= 0")
+        return None
+
+
+@dataclass(frozen=True)
 class PerFactor(Cost):
     """A sum over factors, each with a cost of its own (None on Sheets)."""
 
     costs: tuple[Cost | None, ...]
-    widths: tuple[int, ...]  # coordinates of the factors that have a cost
+    widths: tuple[int | None, ...]  # coordinates of the factors that have a cost; None once, for what the others leave
+
+    def _widths(self, width: int) -> list[int]:
+        left = width - sum(w for w in self.widths if w is not None)
+        return [left if w is None else w for w in self.widths]
 
     def __call__(self, x: Any, y: Any) -> Any:
         """The sum of the factors' costs, on coordinates joined along the last axis."""
         total: Any = 0
         start = 0
         lead = (slice(None),) * (len(x.shape) - 1)  # KeOps takes no Ellipsis
-        for cost, width in zip((c for c in self.costs if c is not None), self.widths, strict=True):
+        widths = self._widths(x.shape[-1])
+        for cost, width in zip((c for c in self.costs if c is not None), widths, strict=True):
             part = (*lead, slice(start, start + width))
             total = total + cost(x[part], y[part])
             start += width
@@ -190,7 +235,7 @@ class PerFactor(Cost):
     def terms(self, width: int) -> tuple[Term, ...]:
         """Those of the factors; none if one factor has none."""
         costs = (c for c in self.costs if c is not None)
-        parts = [c.terms(w) for c, w in zip(costs, self.widths, strict=True)]
+        parts = [c.terms(w) for c, w in zip(costs, self._widths(width), strict=True)]
         return tuple(term for part in parts for term in part) if all(parts) else ()
 
     def per_factor(self, grid: Grid) -> "tuple[Cost | None, ...] | None":

@@ -86,6 +86,27 @@ class Line(Factor):
             line = replace(line, log_weights=torch.full_like(x, math.log(h)), spacing=h)
         return cls(line.nodes, line.log_weights, line.edge, line.spacing).to(device=device, dtype=dtype)  # type: ignore[return-value]
 
+    @classmethod
+    def radii(
+        cls,
+        high: float,
+        nodes: int,
+        power: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> "Line":
+        """Radii (i + 1/2) h up to `high`, with cells of size r^power h, as on a cone over a sphere of that dimension.
+
+        Half a step off the apex, which all directions share; the axis ends there by nature and not by choice.
+        """
+        if nodes < 1 or not 0 < high < math.inf:
+            raise GridError(f"received {nodes} radii up to {high}, need at least 1 and a positive finite radius")
+        h = high / (nodes - 0.5)
+        r = (torch.arange(nodes, dtype=torch.float64) + 0.5) * h
+        edge = torch.arange(nodes) == nodes - 1
+        return cls(r[:, None], power * r.log() + math.log(h), edge, h).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
 
 class Circle(Factor):
     """Unit vectors in R^2: a periodic factor, with no edge."""

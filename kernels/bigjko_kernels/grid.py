@@ -134,7 +134,10 @@ class Grid:
         return torch.stack(columns, dim=1)
 
     def widened(self, nodes: int) -> "Grid":
-        """The same grid with `nodes` more nodes at both ends of every Line: same end spacing, old nodes kept."""
+        """The same grid with `nodes` more nodes at the ends of every Line: same end spacing, old nodes kept.
+
+        Radii, whose first node is no artificial edge, grow outwards only.
+        """
         if nodes < 0:
             raise GridError(f"received {nodes} nodes to add, need 0 or more")
         return Grid(tuple(_widened(f, nodes) if isinstance(f, Line) else f for f in self.factors))
@@ -173,6 +176,12 @@ def _widened(line: Factor, nodes: int) -> Line:
     if line.size == 1 or nodes == 0:
         return Line(line.nodes, line.log_weights, line.edge, line.spacing)
     steps = torch.arange(1, nodes + 1, dtype=x.dtype, device=x.device)
+    if not bool(line.edge[0]):
+        new = x[-1] + line.spacing * steps
+        power = (line.log_weights[-1] - line.log_weights[-2]) / (x[-1] / x[-2]).log()
+        cells = torch.cat([line.log_weights, line.log_weights[-1] + power * (new / x[-1]).log()])
+        edge = torch.arange(cells.numel(), device=x.device) == cells.numel() - 1
+        return Line(torch.cat([x, new])[:, None], cells, edge, line.spacing)
     wide = Line.at(torch.cat([x[0] - (x[1] - x[0]) * steps.flip(0), x, x[-1] + (x[-1] - x[-2]) * steps]))
     if bool((line.log_weights == line.log_weights[0]).all()):  # a uniform axis stays exactly uniform
         return Line(wide.nodes, line.log_weights[:1].expand(wide.size).clone(), wide.edge, line.spacing)

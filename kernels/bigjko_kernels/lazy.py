@@ -53,9 +53,9 @@ class _Sheet:
 
     def __init__(self, points: Tensor, epsilon: float, cost: Cost) -> None:
         terms = cost.terms(points.shape[1])
-        self.widths = [term.width for term in terms]
+        self.terms = terms
         if terms:  # rounded to float32 the nodes are off the sphere by 1e-7, where chords are no function of angles
-            parts = points.split(self.widths, dim=1)
+            parts = points.split([term.width for term in terms], dim=1)
             on = [x / x.norm(dim=1, keepdim=True) if t.unit else x for x, t in zip(parts, terms, strict=True)]
             points = torch.cat(on, dim=1)
         self.tiles = Tiles(points, cost)
@@ -95,14 +95,14 @@ class _Sheet:
 
     def _by_series(self, x: LazyTensor, y: LazyTensor, series: list[Series]) -> LazyTensor:
         total = start = 0
-        for width, one in zip(self.widths, series, strict=True):
-            part = (slice(None), slice(None), slice(start, start + width))
+        for term, one in zip(self.terms, series, strict=True):
+            part = (slice(None), slice(None), slice(start, start + term.width))
             s = ((x[part] - y[part]) ** 2).sum(-1)
             u = s - one.middle
             a = LazyTensor(one.coefficients.to(self.points.device)[None, None, :])  # not numbers: each is a formula
             powers = a.elem(len(one.coefficients) - 1)
             for k in range(len(one.coefficients) - 2, -1, -1):
                 powers = powers * u + a.elem(k)
-            total = total + s * powers
-            start += width
+            total = total + s * powers * (x.elem(x.shape[-1] - 1) * y.elem(x.shape[-1] - 1) if term.scaled else 1)
+            start += term.width
         return total

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from .circulant import Circulant
 from .costs import Cost, geodesic
 from .gibbs import GibbsKernel
 from .grid import Grid
@@ -15,7 +16,7 @@ _HIGH = 128  # from this dimension on float32 gains less than a tenth over matri
 
 
 def gibbs(grid: Grid, epsilon: float, cost: Cost | None = None) -> GibbsKernel:
-    """The default kernel: Separable where the cost is a sum over factors, else Lazy.
+    """The default kernel: Separable where the cost is a sum over factors, Circulant where angles are alike, else Lazy.
 
     Args:
         grid: the nodes.
@@ -24,7 +25,7 @@ def gibbs(grid: Grid, epsilon: float, cost: Cost | None = None) -> GibbsKernel:
     """
     chosen = geodesic(grid) if cost is None else cost
     if chosen.per_factor(grid) is None:
-        return Lazy(grid, epsilon, chosen)
+        return (Circulant if Circulant.takes(grid, chosen) else Lazy)(grid, epsilon, chosen)
     return Separable(grid, epsilon, chosen)
 
 

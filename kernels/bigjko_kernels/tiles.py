@@ -36,11 +36,14 @@ class Level:
         starts: tile I is the places starts[I] to starts[I + 1] of the tree's order.
         centres: (tiles, k) the middle of each.
         radii: (tiles, terms) the largest distance from there, in the coordinates of each term of the cost.
+        low, high: (tiles,) the least and the greatest last coordinate, which scaled terms are multiplied by.
     """
 
     starts: Tensor
     centres: Tensor
     radii: Tensor
+    low: Tensor
+    high: Tensor
 
     def ranges(self, tiles: Tensor) -> Tensor:
         """(n, 2) where these tiles start and end."""
@@ -101,9 +104,12 @@ class Tiles:
             centres = (low + high) / 2
             parts = (x - centres[tile]).split(self.widths, dim=1) if self.terms else ()
             radii = [_by_tile(part.norm(dim=1, keepdim=True), tile, 2**k, "amax") + slack for part in parts]
-            self.levels.append(Level(starts, centres, torch.cat(radii, dim=1) if radii else x.new_zeros(2**k, 0)))
+            stacked = torch.cat(radii, dim=1) if radii else x.new_zeros(2**k, 0)
+            self.levels.append(Level(starts, centres, stacked, low[:, -1], high[:, -1]))
             if k < depth:
-                longest = (high - low).argmax(dim=1)
+                sides = (high - low).split(self.widths, dim=1)
+                scaled = [s * high[:, -1:] if t.scaled else s for t, s in zip(self.terms, sides, strict=True)]
+                longest = torch.cat(scaled, dim=1).argmax(dim=1)
                 across = x.gather(1, longest[tile][:, None])[:, 0].argsort(stable=True)
                 self.order = self.order[across[tile[across].argsort(stable=True)]]
         smallest = self.levels[-1].starts
@@ -122,7 +128,10 @@ class Tiles:
             distance, both = part.norm(dim=1), level.radii[i, k] + level.radii[j, k]
             closest, farthest = (distance - both).clamp(min=0) ** 2, (distance + both) ** 2
             chords[:, k] = farthest.clamp(max=4.0) if term.unit else farthest
-            least, greatest = least + term.of(closest), greatest + term.of(chords[:, k])
+            near, far = term.of(closest), term.of(chords[:, k])
+            if term.scaled:
+                near, far = near * level.low[i] * level.low[j], far * level.high[i] * level.high[j]
+            least, greatest = least + near, greatest + far
         return least, greatest, chords
 
     def pairs(self, b: Tensor, epsilon: float, margin: float) -> Pairs:
