@@ -7,6 +7,7 @@ from .dynamics import FrozenOutputs as FrozenOutputs
 from .dynamics import UnitDirections as UnitDirections
 from .lifted import Lifted as Lifted
 from .projected import Projected as Projected
+from .scales import Scales as Scales
 from .signed import Signed as Signed
 from .split import Pairs as Pairs
 from .split import Split as Split
