@@ -28,9 +28,15 @@ class Response:
 
 
 class Transport(ABC):
-    """T_eps on one kernel; final classes Balanced and WassersteinFisherRao."""
+    """T_eps on one kernel; final classes Balanced, Scaled and WassersteinFisherRao.
+
+    Attributes:
+        conserves_mass: the law of mass.
+        dearest: the kernel's cost and epsilon count at most this many times.
+    """
 
     conserves_mass: bool
+    dearest: float = 1.0
 
     def __init__(self, kernel: GibbsKernel) -> None:
         self.kernel = kernel
@@ -120,6 +126,46 @@ class Balanced(Transport):
     def rate(self) -> float:
         """eps / 2."""
         return self.epsilon / 2
+
+
+class Scaled(Transport):
+    """Mass is kept on every sheet, whose nodes v stand for theta = s v: sum over sheets of s^2 T_eps, T_eps Balanced.
+
+    |theta - theta'|^2 is s^2 |v - v'|^2: with s^2 eps for its temperature a sheet's Gibbs kernel is that of any other,
+    and b = exp(d / eps - h / (s^2 eps)). d is that of v, in which nothing of debiasing sees the scale. The scales s
+    are the labels of the grid's first factor.
+    """
+
+    conserves_mass = True
+
+    def __init__(self, kernel: GibbsKernel) -> None:
+        super().__init__(kernel)
+        self.unit = Balanced(kernel)
+        self.squares = kernel.grid.along(0, kernel.grid.factors[0].nodes[:, 0].square())
+        self.dearest = float(self.squares.max())
+
+    def neutral(self) -> OnGrid:
+        """eps log(cell volume)."""
+        return self.unit.neutral()
+
+    def respond_into(
+        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
+    ) -> Response | None:
+        """See Transport. Of q itself Balanced sums its value and no more."""
+        return self.unit.respond_into(log_q, q * self.squares, h.div_(self.squares), d, out, tau)
+
+    def feasible(self, h: OnGrid, d: OnGrid) -> bool:
+        """Always."""
+        return True
+
+    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
+        """r = b K b, b = exp(d / eps)."""
+        return self.unit.reproduced(d, out)
+
+    @property
+    def rate(self) -> float:
+        """eps / 2."""
+        return self.unit.rate
 
 
 class WassersteinFisherRao(Transport):

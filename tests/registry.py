@@ -26,7 +26,7 @@ from bigjko import (
 )
 from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
-from bigjko.neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Signed, Split
+from bigjko.neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Scales, Signed, Split
 from bigjko.stepper import Stepper
 from bigjko_kernels import (
     LOG_ZERO,
@@ -403,6 +403,11 @@ def written_flat(theta: Tensor, X: Tensor) -> Written:
     return Written(phi, torch.cat([_tangential(full[:, :, :-1], theta[:, None, :-1]), full[:, :, -1:]], dim=2))
 
 
+def written_scales(theta: Tensor, X: Tensor) -> Written:
+    """Nodes (s, v) that are neurons s v."""
+    return written_neurons(theta[:, :1] * theta[:, 1:], X)
+
+
 def _any_network(m: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     W = torch.rand(m, dim, generator=generator, dtype=torch.float64) - 0.5
@@ -483,6 +488,8 @@ WAYS: dict[str, WayCase] = {
         _mean_output_weight,
         _mean_output_weight,
     ),
+    # The sheet of scale 1 holds all of it.
+    "scales": WayCase(Scales, (1, 2), 7, 61, written_scales, _any_network, True, lambda W, a: 1.0, _mean_output_weight),
     # Two sheets of mass 1, of neurons with |a| = 1.
     "split": WayCase(
         Split,
@@ -595,6 +602,27 @@ def _jko_lifted(
     return make
 
 
+def _jko_signed(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    way, one = Signed(), torch.ones(1, dtype=torch.float64)
+    grid = way.grid(121, 1)
+    start = GridMeasure.from_density(grid, lambda t: torch.exp(-((t[:, 1] - 1.5) ** 2) / 0.1))
+    return JKO(Risk(one[:, None], one, neurons=way), grid, tau=tau), start
+
+
+def _jko_scales(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    """The smooth problem with half its mass on each of two scales."""
+    risk, _, _ = _smooth_problem()
+    way = Scales()
+    grid = way.grid(71, 1, radius=2.0, scales=(1.0, 1.5))
+
+    def density(t: Tensor) -> Tensor:
+        theta = t[:, :1] * t[:, 1:] - torch.tensor([0.9, 0.2], dtype=torch.float64)
+        return torch.exp(-theta.square().sum(1) / (2 * 0.22**2)) * t[:, 0] ** 2
+
+    start = GridMeasure.from_density(grid, density)
+    return JKO(Risk(risk.X, risk.y, neurons=way), grid, tau=tau, entropy=Debiased(passes=4)), start
+
+
 def _jko_projected(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     way = Projected()
     X = torch.tensor([[1.0, 0.1], [-0.4, 0.8], [0.2, -0.7]], dtype=torch.float64)
@@ -629,6 +657,8 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, dual": StepperCase(_jko_lifted(solver=DualSolver(rtol=1e-10)), 1, True),
     "jko, second order": StepperCase(_jko_lifted(entropy=Debiased(passes=4), scheme=SecondOrder()), 2, True),
     "jko, second order, projected": StepperCase(_jko_projected_smooth, 2, False),
+    "jko, signed": StepperCase(_jko_signed, 1, True),
+    "jko, scales": StepperCase(_jko_scales, 1, True),
     "jko, projected": StepperCase(_jko_projected, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),

@@ -115,7 +115,8 @@ class Debiased(Entropy):
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
         out.clamp_(min=top - _DEPTH * transport.epsilon)
-        gap = transport.epsilon * mass * (worst.double() + (reproduced / mass).log()).clamp(min=0.0)
+        temperature = transport.dearest * transport.epsilon
+        gap = temperature * mass * (worst.double() + (reproduced / mass).log()).clamp(min=0.0)
         return Refit(out, float(missed / mass), float(gap))
 
 

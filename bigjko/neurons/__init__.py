@@ -10,6 +10,7 @@ from .polar import Polar as Polar
 from .polar import PolarCone as PolarCone
 from .polar import PolarFlat as PolarFlat
 from .projected import Projected as Projected
+from .scales import Scales as Scales
 from .signed import Signed as Signed
 from .split import Pairs as Pairs
 from .split import Split as Split
