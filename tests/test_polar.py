@@ -81,10 +81,10 @@ def test_circulant_mends_and_widens_what_its_reach_misses() -> None:
     b[5, 18] = 0.3
     epsilon = 0.75 * 0.2**2
     kernel = Circulant(grid, epsilon, Cone())
-    reach = list(kernel.reach)
+    reach = kernel.reach
     expected = Dense(grid, epsilon, Cone()).log_apply(b)
     out = kernel.log_apply(b)
-    assert kernel.reach > reach
+    assert max(kernel.reach) > max(reach)
     assert ((out - expected).abs() / (1 + expected.abs())).max() <= 1e-12
 
 

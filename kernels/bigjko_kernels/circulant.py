@@ -12,6 +12,7 @@ Where such outputs of a band are many its reach grows.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +31,22 @@ _ENTRIES = 1 << 22  # of a band's table, 32 MiB: its reach grows no further
 _REPAIRS = 1e-3  # share of outputs that is cheaper mended than spared by a longer reach
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
 _CHUNK = 1 << 21  # elements of a temporary
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What one band's product takes; replaced as a whole, since threads may share a kernel.
+
+    Attributes:
+        reach: tiles with c_IJ/eps up to it are there.
+        bands, runs: R' and k of each.
+        kernel: (tile, angle in, place in) x (angle out, place out), relative to the tile's c_IJ.
+    """
+
+    reach: float
+    bands: Tensor
+    runs: Tensor
+    kernel: Tensor
 
 
 class Circulant(GibbsKernel):
@@ -56,8 +73,12 @@ class Circulant(GibbsKernel):
         around = torch.arange(self.runs, device=grid.device)
         self._turned = (around[:, None] + around) % self.runs  # run A + k
         self._near = torch.stack([self._nearest(self._costs(band)) for band in range(self.bands)])
-        self.reach = [_REACH] * self.bands
-        self._tables = [self._table(band) for band in range(self.bands)]
+        self._tables = [self._table(band, _REACH) for band in range(self.bands)]
+
+    @property
+    def reach(self) -> list[float]:
+        """The largest c/eps between tiles that enters, band by band."""
+        return [table.reach for table in self._tables]
 
     @staticmethod
     def takes(grid: Grid, cost: Cost) -> bool:
@@ -88,16 +109,13 @@ class Circulant(GibbsKernel):
         # Runs k apart meet at angles 8 k - 7 to 8 k + 7: those of run k, and of run k - 1 all but its first.
         return torch.minimum(least.amin(2), least[:, :, 1:].amin(2).roll(1, dims=1))
 
-    def _table(self, band: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Bands and runs of the tiles within a band's reach, and the kernel of their nodes to the band's own."""
-        bands, runs = (self._near[band] <= self.reach[band]).nonzero(as_tuple=True)
-        costs = self._costs(band)[:, bands]  # (place out, tile, place in, n)
-        node = torch.arange(_T, device=costs.device)
+    def _table(self, band: int, reach: float) -> "_Table":
+        bands, runs = (self._near[band] <= reach).nonzero(as_tuple=True)
+        node = torch.arange(_T, device=bands.device)
         angle = (_T * runs[:, None, None] + node[:, None] - node) % self.n  # (tile, angle in, angle out)
-        block = costs.gather(3, angle.reshape(1, -1, 1, _T * _T).expand(_T, -1, _T, -1))
-        block = block.sub_(self._near[band, bands, runs][:, None, None]).neg_().exp_().reshape(_T, -1, _T, _T, _T)
-        # Rows: tile, angle in, place in; columns: angle out, place out.
-        return bands, runs, block.permute(1, 3, 2, 4, 0).reshape(-1, _T * _T).contiguous()
+        costs = self._costs(band)[:, bands[:, None, None], :, angle]  # and then place out, place in
+        costs -= self._near[band, bands, runs][:, None, None, None, None]
+        return _Table(reach, bands, runs, costs.neg_().exp_().permute(0, 1, 4, 2, 3).reshape(-1, _T * _T))
 
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         lead = list(range(len(self._sheet_axes)))
@@ -128,26 +146,26 @@ class Circulant(GibbsKernel):
 
     def _product(self, band: int, scaled: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
         """A band's outputs (sheets, runs, 64), and which of them are not to be trusted."""
-        bands, runs, table = self._tables[band]
-        near = self._near[band]
+        table, near = self._tables[band], self._near[band]
+        bands, runs = table.bands, table.runs
         reached = turned[:, :, runs, bands] - near[bands, runs]  # m_J - c_IJ/eps
         shift = reached.amax(dim=2)[..., None]  # s_I
         finite = shift.masked_fill(shift == LOG_ZERO, 0.0)
         terms = scaled[:, self._turned[:, runs], bands]  # (sheets, runs, tiles, 64)
         terms *= (reached - finite).exp()[..., None]
-        sums = (terms.flatten(0, 1).flatten(1) @ table).reshape(*shift.shape[:2], _T * _T)
+        sums = (terms.flatten(0, 1).flatten(1) @ table.kernel).reshape(*shift.shape[:2], _T * _T)
         out = sums.log() + finite
-        outside = near.masked_fill(near <= self.reach[band], math.inf).T
+        outside = near.masked_fill(near <= table.reach, math.inf).T
         beyond = (turned - outside).amax(dim=(2, 3))[..., None] + (_MARGIN + math.log(self.n * self.m))
         return out, (sums < _TINY) & (shift != LOG_ZERO) | (out < beyond) & (beyond != LOG_ZERO)
 
     def _widen(self, band: int) -> bool:
         """A longer reach, if there is more to be reached and room for it."""
-        room = self._tables[band][2].numel() * _WIDER**2 <= _ENTRIES
-        if not room or bool((self._near[band] <= self.reach[band]).all()):
+        table = self._tables[band]
+        room = table.kernel.numel() * _WIDER**2 <= _ENTRIES
+        if not room or bool((self._near[band] <= table.reach).all()):
             return False
-        self.reach[band] *= _WIDER
-        self._tables[band] = self._table(band)
+        self._tables[band] = self._table(band, table.reach * _WIDER)
         return True
 
     def _repair(self, out: Tensor, b: Tensor, wrong: Tensor) -> None:
