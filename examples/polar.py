@@ -20,7 +20,7 @@ from bigjko.neurons import Free, Polar
 D = torch.float64
 WIDTH = 0.55
 ENTROPY = bj.Debiased(passes=6)  # with 2 the potential lags behind mass that condenses: gaps 1.6 to 3.3 times as large
-WINDOWS = 24  # of 15 degrees
+WINDOWS = 16  # whose edges lie half way between nodes
 
 
 @dataclass
@@ -62,9 +62,9 @@ def at(flow: bj.Flow, times: Tensor) -> Tensor:
     return flow.outputs[index]
 
 
-def windows(neurons: bj.ParticleMeasure) -> Tensor:
+def windows(neurons: bj.ParticleMeasure, nodes: int) -> Tensor:
     """Mass in windows of angle, of each sign."""
-    angle = torch.atan2(neurons.w[:, 1], neurons.w[:, 0]) % (2 * math.pi)
+    angle = (torch.atan2(neurons.w[:, 1], neurons.w[:, 0]) + math.pi / nodes) % (2 * math.pi)
     place = (angle * (WINDOWS / (2 * math.pi))).long().clamp(max=WINDOWS - 1) + WINDOWS * (neurons.a > 0)
     return torch.zeros(2 * WINDOWS, dtype=D).index_add_(0, place, neurons.masses)
 
@@ -106,8 +106,8 @@ def cone(problem: Problem, nodes: int, taus: tuple[float, ...], steps: int = 16)
     coarse, fine = (descend(risk, neurons, taus[-1], k, problem.t_end, free=True) for k in (steps // 2, steps))
     compare("to GD", flows, fine, coarse, float(problem.y.abs().max()))
     finest = flows[taus[-1]]
-    apart = windows(way.particles(finest.final)) - windows(fine.final)
-    share = windows(fine.final)
+    share = windows(fine.final, nodes)
+    apart = windows(way.particles(finest.final), nodes) - share
     print(
         f"    masses in {WINDOWS} windows and 2 signs: largest difference {float(apart.abs().max()):.2e}, in all "
         f"{float(apart.abs().sum()):.2e}; heaviest {float(share.max()):.3f}; "
