@@ -8,10 +8,11 @@ the cost alone, so the kernel between (R, A) and (R', A + k) depends on R, R' an
 with m_J the largest b in J, c_IJ the smallest cost between the tiles and s_I the largest m_J - c_IJ/eps. Only tiles
 with c_IJ/eps below a reach enter. Nothing is dropped in silence: max_J (m_J - c_IJ/eps) + log N bounds what all others
 could add, and an output which that bound reaches, or whose sum underflowed, is computed again by a true log-sum-exp.
-Where such outputs are many the reach grows.
+Where such outputs of a band are many its reach grows.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,10 +27,26 @@ _T = 8  # nodes on a tile's side
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _REACH = 60.0  # margin, log N, and room for a drift of a node or two
 _WIDER = 1.5
-_TABLES = 1 << 25  # entries of all products' tables, 256 MiB: reach grows no further
+_ENTRIES = 1 << 22  # of a band's table, 32 MiB: its reach grows no further
 _REPAIRS = 1e-3  # share of outputs that is cheaper mended than spared by a longer reach
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
 _CHUNK = 1 << 21  # elements of a temporary
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What one band's product takes; replaced as a whole, since threads may share a kernel.
+
+    Attributes:
+        reach: tiles with c_IJ/eps up to it are there.
+        bands, runs: R' and k of each.
+        kernel: (tile, angle in, place in) x (angle out, place out), relative to the tile's c_IJ.
+    """
+
+    reach: float
+    bands: Tensor
+    runs: Tensor
+    kernel: Tensor
 
 
 class Circulant(GibbsKernel):
@@ -55,9 +72,13 @@ class Circulant(GibbsKernel):
         self._circle, self._line = circle.nodes, line.nodes[place]
         around = torch.arange(self.runs, device=grid.device)
         self._turned = (around[:, None] + around) % self.runs  # run A + k
-        self.reach = _REACH
         self._near = torch.stack([self._nearest(self._costs(band)) for band in range(self.bands)])
-        self._build()
+        self._tables = [self._table(band, _REACH) for band in range(self.bands)]
+
+    @property
+    def reach(self) -> list[float]:
+        """The largest c/eps between tiles that enters, band by band."""
+        return [table.reach for table in self._tables]
 
     @staticmethod
     def takes(grid: Grid, cost: Cost) -> bool:
@@ -88,21 +109,13 @@ class Circulant(GibbsKernel):
         # Runs k apart meet at angles 8 k - 7 to 8 k + 7: those of run k, and of run k - 1 all but its first.
         return torch.minimum(least.amin(2), least[:, :, 1:].amin(2).roll(1, dims=1))
 
-    def _build(self) -> None:
-        """Per band: which tiles are within reach, and their blocks side by side."""
-        self._bands: list[tuple[Tensor, Tensor, Tensor]] = []
-        a, k = torch.arange(_T, device=self._near.device), torch.arange(_T, device=self._near.device)
-        for band in range(self.bands):
-            bands, runs = (self._near[band] <= self.reach).nonzero(as_tuple=True)
-            costs = self._costs(band)[:, bands]  # (8, tiles, 8, n)
-            angle = (_T * runs[:, None, None] + k[:, None] - a) % self.n  # (tiles, in, out)
-            index = angle.reshape(1, -1, 1, _T * _T).expand(_T, -1, _T, -1)
-            block = costs.gather(3, index).reshape(_T, -1, _T, _T, _T)  # (place out, tile, place in, a in, a out)
-            block = (self._near[band, bands, runs][None, :, None, None, None] - block).exp()
-            # Rows: tile, a in, place in; columns: a out, place out.
-            table = block.permute(1, 3, 2, 4, 0).reshape(-1, _T * _T).contiguous()
-            self._bands.append((bands, runs, table))
-        self._outside = self._near.masked_fill(self._near <= self.reach, math.inf)
+    def _table(self, band: int, reach: float) -> "_Table":
+        bands, runs = (self._near[band] <= reach).nonzero(as_tuple=True)
+        node = torch.arange(_T, device=bands.device)
+        angle = (_T * runs[:, None, None] + node[:, None] - node) % self.n  # (tile, angle in, angle out)
+        costs = self._costs(band)[:, bands[:, None, None], :, angle]  # and then place out, place in
+        costs -= self._near[band, bands, runs][:, None, None, None, None]
+        return _Table(reach, bands, runs, costs.neg_().exp_().permute(0, 1, 4, 2, 3).reshape(-1, _T * _T))
 
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         lead = list(range(len(self._sheet_axes)))
@@ -112,20 +125,6 @@ class Circulant(GibbsKernel):
 
     def _sheets(self, b: Tensor) -> Tensor:
         """The sums on (sheets, n, m) values."""
-        while True:
-            out, wrong = self._product(b)
-            full = sum(table.numel() for *_, table in self._bands) * _WIDER**2 > _TABLES
-            if full or not bool(torch.isinf(self._outside).logical_not().any()):
-                break
-            if int(wrong.sum()) <= _REPAIRS * wrong.numel():
-                break
-            self.reach *= _WIDER
-            self._build()
-        if bool(wrong.any()):
-            self._repair(out, b, wrong)
-        return out
-
-    def _product(self, b: Tensor) -> tuple[Tensor, Tensor]:
         sheets = b.shape[0]
         padded = torch.nn.functional.pad(b, (0, self.bands * _T - self.m), value=LOG_ZERO)
         tiles = padded.reshape(sheets, self.runs, _T, self.bands, _T).transpose(2, 3).flatten(3)
@@ -133,23 +132,41 @@ class Circulant(GibbsKernel):
         scaled = (tiles - top.masked_fill(top == LOG_ZERO, 0.0)[..., None]).exp()
         turned = top[:, self._turned]  # of run A + k: (sheets, runs, runs, bands)
         out, wrong = torch.empty_like(tiles), torch.empty_like(tiles, dtype=torch.bool)
-        far_off = _MARGIN + math.log(self.n * self.m)
-        for band, (bands, runs, table) in enumerate(self._bands):
-            reached = turned[:, :, runs, bands] - self._near[band, bands, runs]  # m_J - c_IJ/eps
-            shift = reached.amax(dim=2)  # s_I
-            finite = shift.masked_fill(shift == LOG_ZERO, 0.0)
-            terms = scaled[:, self._turned[:, runs], bands]  # (sheets, runs, tiles, 64)
-            terms *= (reached - finite[..., None]).exp()[..., None]
-            sums = terms.reshape(sheets * self.runs, -1) @ table
-            sums = sums.reshape(sheets, self.runs, _T * _T)
-            out[:, :, band] = sums.log() + finite[..., None]
-            beyond = (turned - self._outside[band].T).amax(dim=(2, 3)) + far_off
-            torn = (sums < _TINY) & (shift != LOG_ZERO)[..., None]
-            missed = (out[:, :, band] < beyond[..., None]) & (beyond != LOG_ZERO)[..., None]
-            wrong[:, :, band] = torn | missed
-        shape = (sheets, self.runs, self.bands, _T, _T)
-        whole = (sheets, self.n, self.bands * _T)
-        return tuple(x.reshape(shape).transpose(2, 3).reshape(whole)[:, :, : self.m] for x in (out, wrong))  # type: ignore[return-value]
+        for band in range(self.bands):
+            while True:
+                out[:, :, band], wrong[:, :, band] = self._product(band, scaled, turned)
+                few = int(wrong[:, :, band].sum()) <= _REPAIRS * wrong[:, :, band].numel()
+                if few or not self._widen(band):
+                    break
+        shape, whole = (sheets, self.runs, self.bands, _T, _T), (sheets, self.n, self.bands * _T)
+        out, wrong = (x.reshape(shape).transpose(2, 3).reshape(whole)[:, :, : self.m] for x in (out, wrong))
+        if bool(wrong.any()):
+            self._repair(out, b, wrong)
+        return out
+
+    def _product(self, band: int, scaled: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+        """A band's outputs (sheets, runs, 64), and which of them are not to be trusted."""
+        table, near = self._tables[band], self._near[band]
+        bands, runs = table.bands, table.runs
+        reached = turned[:, :, runs, bands] - near[bands, runs]  # m_J - c_IJ/eps
+        shift = reached.amax(dim=2)[..., None]  # s_I
+        finite = shift.masked_fill(shift == LOG_ZERO, 0.0)
+        terms = scaled[:, self._turned[:, runs], bands]  # (sheets, runs, tiles, 64)
+        terms *= (reached - finite).exp()[..., None]
+        sums = (terms.flatten(0, 1).flatten(1) @ table.kernel).reshape(*shift.shape[:2], _T * _T)
+        out = sums.log() + finite
+        outside = near.masked_fill(near <= table.reach, math.inf).T
+        beyond = (turned - outside).amax(dim=(2, 3))[..., None] + (_MARGIN + math.log(self.n * self.m))
+        return out, (sums < _TINY) & (shift != LOG_ZERO) | (out < beyond) & (beyond != LOG_ZERO)
+
+    def _widen(self, band: int) -> bool:
+        """A longer reach, if there is more to be reached and room for it."""
+        table = self._tables[band]
+        room = table.kernel.numel() * _WIDER**2 <= _ENTRIES
+        if not room or bool((self._near[band] <= table.reach).all()):
+            return False
+        self._tables[band] = self._table(band, table.reach * _WIDER)
+        return True
 
     def _repair(self, out: Tensor, b: Tensor, wrong: Tensor) -> None:
         """A true log-sum-exp over the whole sheet for the outputs that need one."""
