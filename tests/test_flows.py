@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import bigjko as bj
+from bigjko.app.data import prepared
 
 D = torch.float64
 
@@ -38,6 +39,136 @@ def test_lifted_converges_to_the_gradient_flow_at_first_order() -> None:
     assert 1.9 <= gaps[0] / gaps[1] <= 2.1
     assert 1.9 <= gaps[1] / gaps[2] <= 2.1
     assert gaps[2] <= 0.0065
+
+
+def test_projected_from_any_start_follows_the_gradient_flow_of_the_same_gaussian(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """d = 1, the problem of Lifted above, on a circle of 512 nodes: the same gaps, and the same order in tau.
+
+    The Gaussian is off its centre, so neurons of every norm share a direction: the circle keeps |theta|^2 / 2 alone.
+    """
+    way = bj.neurons.Projected(balanced=False)
+    risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D), neurons=way)
+    box = bj.Grid.uniform([-1.3, -1.6], [2.3, 2.0], [201, 201])
+    neurons = bj.GridMeasure.gaussian(box, mean=torch.tensor([0.5, 0.2], dtype=D), std=0.3).to_particles(drop=1e-9)
+    reference = bj.evolve(bj.GradientFlow(risk, tau=0.025), neurons, 1.0)
+    grid = way.grid(nodes=512, dim=1)
+    start = way.measure(grid, neurons.w, neurons.a, masses=neurons.masses, width=0.1)
+    taus = (0.1, 0.05, 0.025)
+    gaps = [sup_gap(bj.evolve(bj.JKO(risk, grid, tau=tau), start, 1.0), reference) for tau in taus]
+    with capsys.disabled():
+        print(f"\n  gaps {', '.join(f'{g:.4f}' for g in gaps)}", end="")  # noqa: T201 - for reading
+    assert 1.9 <= gaps[0] / gaps[1] <= 2.1
+    assert 1.9 <= gaps[1] / gaps[2] <= 2.1
+    assert gaps[2] <= 0.0065
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # mass ends on a kink: one node
+def test_projected_grows_two_neurons_from_a_millionth(capsys: pytest.CaptureFixture[str]) -> None:
+    """Boursier's toy (mathematics.md 5.3, 5.8) from radius 1e-6: a plateau of .5, then nothing left, at known times.
+
+    The half-times are those of the outputs, u_j = y_j / 2. Gradient descent at steps of .002 and .001 extrapolates to
+    6.4062 and 13.1425; implicit steps grow faster by a share tau * rate / 2 of the logarithm, 1.7% of it here.
+    """
+    way = bj.neurons.Projected()
+    X = torch.tensor([[-0.5, 1.0], [2.0, 1.0]], dtype=D)
+    risk = bj.Risk(X, torch.tensor([-1.0, 1.0], dtype=D), neurons=way, loss=bj.losses.Squared(scale=0.5))
+    grid = way.grid(nodes=1024, dim=2)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=0.015), way.uniform(grid, radius=1e-6), 15.0)
+    assert isinstance(flow.final, bj.GridMeasure)
+    half = [crossing(flow.times, flow.outputs[:, 1], 0.5), crossing(flow.times, -flow.outputs[:, 0], 0.5)]
+    plateau = flow.times[(flow.risks - 0.5).abs() <= 0.01]
+    nodes, masses = grid.factors[1].nodes, flow.final.masses
+    plus, minus = masses[0] @ nodes, -masses[1] @ nodes
+    ends = ((plus, (0.4, 0.2)), (minus, (0.4, -0.8)))
+    off = [float((u - torch.tensor(v, dtype=D)).norm() / torch.tensor(v, dtype=D).norm()) for u, v in ends]
+    norm2 = float(risk.neurons.squared_norm(grid).flatten() @ masses.flatten())
+    with capsys.disabled():
+        print(  # noqa: T201 - for reading
+            f"\n  half-times {half[0]:.4f}, {half[1]:.4f}; plateau {plateau[0]:.2f} to {plateau[-1]:.2f}; risk "
+            f" {float(flow.risks[-1]):.1e}; |theta|^2 {norm2:.5f}; u+, u- off by {off[0]:.2%}, {off[1]:.2%}",
+            end="",
+        )
+    assert float(flow.risks[0]) == pytest.approx(1.0, abs=1e-9)
+    assert len(plateau) * 0.015 >= 2.0
+    assert float((flow.risks[(flow.times >= plateau[0]) & (flow.times <= plateau[-1])] - 0.5).abs().max()) <= 0.01
+    assert float(flow.risks[-1]) <= 1e-3
+    assert half == pytest.approx([6.4063, 13.1424], rel=0.02)
+    assert norm2 == pytest.approx(2.68328, rel=0.005)
+    assert max(off) <= 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
+def test_projected_ends_at_the_norms_of_orthogonal_data_in_space(capsys: pytest.CaptureFixture[str]) -> None:
+    """mathematics.md 5.3 on S^2: |u_s| = sqrt(sum of y^2 / |x|^2 over sign s), reached from a small start.
+
+    Large implicit steps, since the end alone is asked for. On so few nodes the dense kernel is the fast one.
+    """
+    way = bj.neurons.Projected()
+    axes, _ = torch.linalg.qr(torch.randn(3, 3, dtype=D, generator=torch.Generator().manual_seed(2)))
+    X = axes * torch.tensor([1.0, 0.8, 1.2], dtype=D)[:, None]
+    y = torch.tensor([1.0, 0.7, -0.9], dtype=D)
+    risk, grid = bj.Risk(X, y, neurons=way), way.grid(nodes=600, dim=3)
+    kernel = bj.kernels.Dense(grid, 0.75 * grid.spacing**2, way.cost)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=0.25, kernel=kernel), way.uniform(grid, radius=1e-2), 10.0)
+    assert isinstance(flow.final, bj.GridMeasure)
+    shares = (y / X.norm(dim=1)) ** 2
+    expected = torch.stack([shares[y > 0].sum().sqrt(), shares[y < 0].sum().sqrt()])
+    off = flow.final.masses.sum(1) / expected - 1
+    with capsys.disabled():
+        print(f"\n  norms off by {off[0]:.2%}, {off[1]:.2%}; risk {flow.risks[-1]:.1e}", end="")  # noqa: T201
+    assert float(flow.risks[-1]) <= 1e-3
+    assert float(off.abs().max()) <= 0.01
+    assert float(flow.final.mass / expected.sum()) == pytest.approx(1.0, abs=0.01)
+
+
+def crossing(times: Tensor, values: Tensor, level: float) -> float:
+    """When rising values first pass a level, linear between two times."""
+    k = int((values > level).nonzero()[0])
+    share = (level - values[k - 1]) / (values[k] - values[k - 1])
+    return float(times[k - 1] + share * (times[k] - times[k - 1]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # the optimum is a few Diracs
+def test_projected_with_weight_decay_ends_at_the_lasso_on_the_circle(capsys: pytest.CaptureFixture[str]) -> None:
+    """mathematics.md 5.5 on the diabetes data: min (1/n) |h - y|^2 + 2 beta |nu|_1, by coordinate descent elsewhere.
+
+    sklearn works on 1009 directions of its own; a dual point that is feasible on 40,001 shows how little it misses.
+    The flow is run to stationarity, in large steps: JKO is implicit Euler.
+    """
+    datasets, linear = pytest.importorskip("sklearn.datasets"), pytest.importorskip("sklearn.linear_model")
+    raw, labels = datasets.load_diabetes(return_X_y=True)
+    X, y = prepared(torch.as_tensor(raw), torch.as_tensor(labels), 2, True, True)
+    n, beta = len(y), 0.05
+
+    def columns(directions: int) -> Tensor:
+        angle = (torch.arange(directions, dtype=D) + 0.37) * (2 * math.pi / directions)
+        return torch.relu(X @ torch.stack([angle.cos(), angle.sin()]))
+
+    A = columns(1009)
+    lasso = linear.Lasso(alpha=beta, fit_intercept=False, tol=1e-8, max_iter=100_000).fit(A.numpy(), y.numpy())
+    weights = torch.as_tensor(lasso.coef_)
+    rest = y - A @ weights
+    least = float(rest @ rest / n + 2 * beta * weights.abs().sum())
+    z = 2 * rest / n  # g*(-z) = n |z|^2 / 4 - z.y, and |A^T z| <= 2 beta is what the dual asks
+    z = z * min(1.0, 2 * beta / float((columns(40_001).T @ z).abs().max()))
+    bound = float(z @ y - n * (z @ z) / 4)
+    assert 0 <= least - bound <= 1e-4 * least
+
+    way = bj.neurons.Projected()
+    risk = bj.Risk(X, y, neurons=way, loss=bj.losses.Squared(scale=1 / n), weight_decay=beta)
+    grid = way.grid(nodes=512, dim=2)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=1.0), way.uniform(grid, radius=0.5), 40.0)
+    excess = float(flow.risks[-1]) / least - 1
+    with capsys.disabled():
+        print(f"\n  LASSO {least:.6f} (at least {bound:.6f}), flow {excess:.1e} above", end="")  # noqa: T201
+    assert float(flow.risks[-2] - flow.risks[-1]) <= 1e-5  # at rest
+    assert float(flow.risks[-1]) >= bound
+    assert excess <= 2e-3
 
 
 @pytest.mark.slow
