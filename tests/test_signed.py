@@ -230,7 +230,7 @@ def axis_gap(way: Signed | Split, nodes: int, tau: float) -> float:
         grid, lambda t: torch.exp(-(t[:, 1] ** 2) / 0.5), mass=2.0 if isinstance(way, Split) else 1.0
     )
     flow = bj.evolve(bj.JKO(risk, grid, tau=tau), start, 1.0)
-    # Its own error, first order where particles meet the kink, is 9e-5 at 1600 steps, a tenth of a hundredth.
+    # Its own error, first order where particles meet the kink, is 9e-5 at 1600 steps.
     descent = bj.evolve(bj.GradientDescent(risk, tau=1 / 1600), way.particles(start), 1.0, record=10)
     return bj.compare(flow, descent, transport=False).sup_output_gap
 
@@ -239,14 +239,14 @@ def axis_gap(way: Signed | Split, nodes: int, tau: float) -> float:
 @pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # mass ends on the kink
 @pytest.mark.parametrize("way", [Signed(), Split()], ids=["signed", "split"])
 def test_the_flow_is_descent_with_frozen_outputs_up_to_tau_and_h(way: Signed | Split) -> None:
-    """h and tau halved together: the gap, O(tau) + O(sqrt epsilon) at the kink, falls by 1.6 or more, below 1e-2.
+    """h and tau halved together: the gap, O(tau) + O(sqrt epsilon) at the kink, falls by 1.6 or more, to 5e-3.
 
-    First order would be 2. Finer, it reaches 3e-3 (examples/first_layer.py).
+    First order would be 2; 1.65 to 2.13 were measured. At 2048 nodes it is below 3e-3 (examples/first_layer.py).
     """
     gaps = [axis_gap(way, nodes, tau) for nodes, tau in ((256, 0.05), (512, 0.025), (1024, 0.0125))]
     assert gaps[0] / gaps[1] >= 1.6
     assert gaps[1] / gaps[2] >= 1.6
-    assert gaps[2] <= 1e-2
+    assert gaps[2] <= 5e-3
 
 
 def test_a_sheet_of_orthogonal_data_is_a_product_of_flows_on_its_axes() -> None:
