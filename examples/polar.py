@@ -18,22 +18,26 @@ import bigjko as bj
 from bigjko.neurons import Free, Polar
 
 D = torch.float64
-WIDTH = 0.55
 ENTROPY = bj.Debiased(passes=6)  # with 2 the potential lags behind mass that condenses: gaps 1.6 to 3.3 times as large
 WINDOWS = 16  # whose edges lie half way between nodes
 
 
 @dataclass
 class Problem:
-    """Data, mean r of the start, end time, R of the cone's grid and of the flat one, directions of both."""
+    """Data; the start's mean r and width; the end time; how far the cone's grid reaches in r, and the flat one in s."""
 
     X: Tensor
     y: Tensor
     loss: bj.losses.Loss
     mean: float
+    width: float
     t_end: float
     radius: float
     scale: float
+
+    def bump(self, r: Tensor) -> Tensor:
+        """The density of r, not normalised: wide for its nodes, and short of tails that a grid must hold."""
+        return torch.exp(-(((r - self.mean) / self.width) ** 4))
 
 
 def five() -> Problem:
@@ -41,18 +45,13 @@ def five() -> Problem:
     angle = torch.tensor([0.1, 0.9, 2.0, 3.3, 4.6], dtype=D)
     radius = torch.tensor([1.0, 0.7, 1.1, 0.8, 1.0], dtype=D)
     X = torch.stack([angle.cos(), angle.sin()], 1) * radius[:, None]
-    return Problem(X, torch.tensor([0.8, -0.4, 0.5, -0.6, 0.3], dtype=D), bj.losses.Squared(), 1.4, 1.0, 4.0, 7.0)
+    return Problem(X, torch.tensor([0.8, -0.4, 0.5, -0.6, 0.3], dtype=D), bj.losses.Squared(), 1.4, 0.55, 1.0, 4.5, 7.0)
 
 
 def orthogonal() -> Problem:
     """The pair of Boursier et al. 2022 (orthogonal.toml)."""
     X = torch.tensor([[-0.5, 1.0], [2.0, 1.0]], dtype=D)
-    return Problem(X, torch.tensor([-1.0, 1.0], dtype=D), bj.losses.Squared(scale=0.5), 1.0, 1.0, 3.5, 6.0)
-
-
-def bump(r: Tensor, mean: float) -> Tensor:
-    """The density of r, not normalised: wide for its nodes, and short of tails that a grid must hold."""
-    return torch.exp(-(((r - mean) / WIDTH) ** 4))
+    return Problem(X, torch.tensor([-1.0, 1.0], dtype=D), bj.losses.Squared(scale=0.5), 1.0, 0.45, 1.0, 3.8, 6.0)
 
 
 def at(flow: bj.Flow, times: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def cone(problem: Problem, nodes: int, taus: tuple[float, ...], steps: int = 16)
     way = Polar(metric="cone")
     risk = bj.Risk(problem.X, problem.y, neurons=way, loss=problem.loss)
     grid = way.grid(nodes, 2, radius=problem.radius)
-    start = bj.GridMeasure.from_density(grid, lambda p: bump(p[:, 3], problem.mean) / p[:, 3])  # cells are r dr
+    start = bj.GridMeasure.from_density(grid, lambda p: problem.bump(p[:, 3]) / p[:, 3])  # cells are r dr
     neurons = way.particles(start, drop=1e-10)
     print(f"cone, {grid!r}, h in its metric {way.spacing(grid):.3g}")
     flows = {tau: bj.evolve(bj.JKO(risk, grid, tau=tau, entropy=ENTROPY), start, problem.t_end) for tau in taus}
@@ -125,7 +124,7 @@ def flat(problem: Problem, nodes: int, taus: tuple[float, ...], steps: int = 16)
 
     def density(p: Tensor) -> Tensor:
         r = p[:, 2].abs().clamp(min=1e-9).sqrt()
-        return bump(r, problem.mean) / r
+        return problem.bump(r) / r
 
     start = bj.GridMeasure.from_density(grid, density)
     neurons = way.particles(start, drop=1e-10)
