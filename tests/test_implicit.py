@@ -134,10 +134,10 @@ def test_one_datum_without_kinks_has_a_closed_form() -> None:
     assert float((taken.measure.positions - torch.stack([s + t, s - t], 1) / 2).abs().max()) <= 1e-12
 
 
-def test_order_one_against_the_gradient_flow_with_kinks() -> None:
+def test_order_one_against_the_flow_with_kinks() -> None:
     """Slopes of the output error between 1/2 and 2 halvings of tau: 1 within .15."""
     risk, start = problem(5, 2, 60, Squared(0.2))
-    exact = bj.evolve(bj.GradientFlow(risk, 0.1), start, 0.5)
+    exact = bj.evolve(bj.GradientDescent(risk, 2e-4), start, 0.5, record=2500)  # wrong by 1% of the smallest error
     errors = []
     for tau in (0.1, 0.05, 0.025):
         flow = bj.evolve(bj.ImplicitGradientDescent(risk, tau), start, 0.5)
