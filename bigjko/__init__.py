@@ -13,6 +13,8 @@ from . import losses as losses
 from . import neurons as neurons
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .control import Adaptive as Adaptive
+from .control import Widening as Widening
 from .energy import Potential as Potential
 from .errors import BoundaryMassWarning as BoundaryMassWarning
 from .errors import MeasureError as MeasureError
@@ -32,6 +34,7 @@ from .measure import GridMeasure as GridMeasure
 from .measure import ParticleMeasure as ParticleMeasure
 from .particles import GradientDescent as GradientDescent
 from .particles import GradientFlow as GradientFlow
+from .particles import ImplicitGradientDescent as ImplicitGradientDescent
 from .risk import Risk as Risk
 from .status import FlowError as FlowError
 from .status import FlowInterrupted as FlowInterrupted

@@ -17,6 +17,12 @@ class Status(Enum):
     flow_stalled = (
         "the gradient flow's own solver can no longer advance: loosen its rtol and atol, or check the scale of the data"
     )
+    implicit_stalled = (
+        "the proximal point step found no minimum below its start: take a smaller tau (tau max|G| must stay below 1)"
+    )
+    step_too_small = (
+        "no step that is long enough meets the tolerance: loosen rtol or atol of Adaptive, or tighten the inner solver"
+    )
     infeasible = "no feasible dual point was found for the growing mass: take a smaller tau"
     not_finite = "the step produced values that are not finite: take a smaller tau, or check the scale of the data"
 

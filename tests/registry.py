@@ -14,15 +14,18 @@ from torch import Tensor
 
 from bigjko import (
     JKO,
+    Adaptive,
     Debiased,
     DualSolver,
     GradientDescent,
     GradientFlow,
     GridMeasure,
+    ImplicitGradientDescent,
     Plain,
     Risk,
     ScalingSolver,
     SecondOrder,
+    Widening,
 )
 from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
@@ -642,13 +645,31 @@ def _jko_projected_smooth(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     return JKO(risk, grid, tau=tau, scheme=SecondOrder()), way.measure(grid, W, a, width=0.15 / grid.spacing)
 
 
-def _particles(kind: type[GradientDescent | GradientFlow]) -> Callable[[float], tuple[Any, ParticleMeasure]]:
+def _particles(
+    kind: type[GradientDescent | GradientFlow | ImplicitGradientDescent],
+) -> Callable[[float], tuple[Any, ParticleMeasure]]:
     def make(tau: float) -> tuple[Any, ParticleMeasure]:
         risk, _, start = _smooth_problem()
         return kind(risk, tau), start.to_particles()
 
     return make
 
+
+def _around(
+    wrap: Callable[[Any], Stepper[Any, Any]],
+    make: Callable[[float], tuple[Any, GridMeasure | ParticleMeasure]],
+) -> Callable[[float], tuple[Stepper[Any, Any], GridMeasure | ParticleMeasure]]:
+    """A stepper around a stepper, from the same start."""
+
+    def wrapped(tau: float) -> tuple[Stepper[Any, Any], GridMeasure | ParticleMeasure]:
+        stepper, start = make(tau)
+        return wrap(stepper), start
+
+    return wrapped
+
+
+# So loose a tolerance that the steps are those asked for: two halves each. What it chooses: test_adaptive.py.
+_loose = partial(Adaptive, rtol=0.9)
 
 STEPPERS: dict[str, StepperCase] = {
     "jko": StepperCase(_jko_lifted(entropy=Debiased(passes=4)), 1, True),
@@ -661,5 +682,9 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, scales": StepperCase(_jko_scales, 1, True),
     "jko, projected": StepperCase(_jko_projected, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
+    "implicit gradient descent": StepperCase(_particles(ImplicitGradientDescent), 1, True),
+    "adaptive jko": StepperCase(_around(_loose, _jko_lifted(61)), None, True),
+    "adaptive descent": StepperCase(_around(_loose, _particles(GradientDescent)), 1, True),
+    "widening jko": StepperCase(_around(Widening, _jko_lifted(entropy=Debiased(passes=4))), 1, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),
 }

@@ -54,10 +54,7 @@ class Stage:
         """
         if self.box is None:
             return d
-        if whole.kernel.grid.uniform_weights:
-            return _continued(d, self.box, old)
-        volumes = whole.neutral()  # which are no tail
-        return _continued(d - self.cut(volumes), self.box, old - volumes).add_(volumes)
+        return continued(d, self.box, old, whole)
 
     def leaving(self, masses: Tensor, whole: Grid) -> float:
         """Mass on the layers where the box cuts the whole grid: more would lie beyond it."""
@@ -92,6 +89,14 @@ def support(measure: GridMeasure, idle: float, margin: int) -> Box | None:
         box[k] = slice(start, stop)
         masses = masses.narrow(k, start, stop - start)
     return tuple(box) if math.prod(s.stop - s.start for s in box) <= _SAVING * grid.size else None
+
+
+def continued(d: Tensor, box: Box, old: Tensor, whole: Transport) -> Tensor:
+    """See Stage.continued; an old one of -inf is the parabola alone."""
+    if whole.kernel.grid.uniform_weights:
+        return _continued(d, box, old)
+    volumes = whole.neutral()  # which are no tail
+    return _continued(d - volumes[box], box, old - volumes).add_(volumes)
 
 
 def _continued(d: Tensor, box: Box, old: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
                 stacklevel=3,
             )
         object.__setattr__(self, "epsilon", float(epsilon))
-        check_memory(self.grid, self._memory, "JKO steps")
+        check_memory(self.grid, self.memory_of, "JKO steps")
         object.__setattr__(self, "composite", self.energy.on(self.grid))
         kernel = gibbs(self.grid, epsilon, cost) if self.kernel is None else self.kernel
         object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
@@ -135,14 +135,15 @@ class JKO(Stepper[GridMeasure, JKOState]):
         """h in the metric of the way."""
         return self.grid.spacing if self.neurons is None else self.neurons.spacing(self.grid)
 
-    def _memory(self, shape: tuple[int, ...]) -> int:
+    def memory_of(self, shape: tuple[int, ...]) -> int:
+        """Bytes that a flow would need with so many nodes per factor."""
         n, decay = (len(self.energy.y), self.energy.weight_decay) if isinstance(self.energy, Risk) else (0, 1.0)
         return step_memory(self.grid, shape, n, potential=decay > 0)
 
     @property
     def memory(self) -> int:
         """Bytes that a flow needs on this grid, measure and state included; more than there are is refused."""
-        return self._memory(self.grid.shape)
+        return self.memory_of(self.grid.shape)
 
     @torch.no_grad()
     def init(self, measure: GridMeasure) -> JKOState:

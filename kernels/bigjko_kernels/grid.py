@@ -133,14 +133,21 @@ class Grid:
             return torch.zeros(self.size, 0, dtype=self.dtype, device=self.device)
         return torch.stack(columns, dim=1)
 
-    def widened(self, nodes: int) -> "Grid":
-        """The same grid with `nodes` more nodes at the ends of every Line: same end spacing, old nodes kept.
+    def widened(self, nodes: int | Sequence[tuple[int, int]]) -> "Grid":
+        """The same grid with more nodes at the ends of its Lines: same end spacing, old nodes kept.
 
-        Radii, whose first node is no artificial edge, grow outwards only.
+        Args:
+            nodes: how many at both ends of every Line, or a pair (below, above) for each factor; none on others.
+                Radii, whose first node is no artificial edge, grow outwards only, whatever is asked for below.
         """
-        if nodes < 0:
+        pairs = [(nodes, nodes)] * len(self.factors) if isinstance(nodes, int) else list(nodes)
+        if len(pairs) != len(self.factors):
+            raise GridError(f"received {len(pairs)} pairs of nodes to add, need one a factor: {len(self.factors)}")
+        if min(map(min, pairs)) < 0:
             raise GridError(f"received {nodes} nodes to add, need 0 or more")
-        return Grid(tuple(_widened(f, nodes) if isinstance(f, Line) else f for f in self.factors))
+        return Grid(
+            tuple(_widened(f, *pair) if isinstance(f, Line) else f for f, pair in zip(self.factors, pairs, strict=True))
+        )
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Grid":
         """The same grid on another device or in another dtype."""
@@ -171,18 +178,18 @@ class Grid:
         return f"Grid({kinds}, N={self.size:,}, h={self.spacing:.4g}, {self.dtype}, {self.device})"
 
 
-def _widened(line: Factor, nodes: int) -> Line:
+def _widened(line: Factor, below: int, above: int) -> Line:
     x = line.nodes[:, 0]
-    if line.size == 1 or nodes == 0:
+    if line.size == 1 or below == above == 0:
         return Line(line.nodes, line.log_weights, line.edge, line.spacing)
-    steps = torch.arange(1, nodes + 1, dtype=x.dtype, device=x.device)
-    if not bool(line.edge[0]):
-        new = x[-1] + line.spacing * steps
+    below = below if bool(line.edge[0]) else 0  # radii begin where they do by nature
+    low, high = (torch.arange(1, k + 1, dtype=x.dtype, device=x.device) for k in (below, above))
+    wide = Line.at(torch.cat([x[0] - (x[1] - x[0]) * low.flip(0), x, x[-1] + (x[-1] - x[-2]) * high]))
+    if not bool(line.edge[0]):  # cells of size r^power h
         power = (line.log_weights[-1] - line.log_weights[-2]) / (x[-1] / x[-2]).log()
-        cells = torch.cat([line.log_weights, line.log_weights[-1] + power * (new / x[-1]).log()])
-        edge = torch.arange(cells.numel(), device=x.device) == cells.numel() - 1
-        return Line(torch.cat([x, new])[:, None], cells, edge, line.spacing)
-    wide = Line.at(torch.cat([x[0] - (x[1] - x[0]) * steps.flip(0), x, x[-1] + (x[-1] - x[-2]) * steps]))
+        outer = line.log_weights[-1] + power * (wide.nodes[line.size :, 0] / x[-1]).log()
+        edge = torch.arange(wide.size, device=x.device) == wide.size - 1
+        return Line(wide.nodes, torch.cat([line.log_weights, outer]), edge, line.spacing)
     if bool((line.log_weights == line.log_weights[0]).all()):  # a uniform axis stays exactly uniform
         return Line(wide.nodes, line.log_weights[:1].expand(wide.size).clone(), wide.edge, line.spacing)
     return wide

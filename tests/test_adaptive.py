@@ -1,0 +1,122 @@
+"""Adaptive: errors in proportion to rtol, times met exactly, refused steps counted, and failures that are data."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+import bigjko as bj
+from bigjko.stepper import Step
+
+D = torch.float64
+
+
+def network(d: int = 2, m: int = 40) -> tuple[bj.Risk, bj.ParticleMeasure]:
+    risk = bj.Risk(torch.randn(4, d, dtype=D), torch.randn(4, dtype=D), loss=bj.losses.Squared(0.25))
+    return risk, bj.ParticleMeasure.from_network(torch.randn(m, d, dtype=D), torch.randn(m, dtype=D))
+
+
+@pytest.mark.parametrize("kind", [bj.GradientDescent, bj.ImplicitGradientDescent])
+def test_errors_are_in_proportion_to_rtol(kind: Any) -> None:
+    """A decade: the gap over rtol stays within a factor of 2."""
+    risk, start = network()
+    # Extrapolated in the step: wrong by 1e-6, two decades below the smallest gap.
+    coarse, fine = (bj.evolve(bj.GradientDescent(risk, tau), start, 1.0, record=5000) for tau in (2e-3, 1e-3))
+    exact = 2 * fine.outputs[-1] - coarse.outputs[-1]
+    gaps = []
+    for rtol in (0.1, 0.03, 0.01):
+        flow = bj.evolve(bj.Adaptive(kind(risk, 0.5), rtol=rtol), start, 1.0)
+        gaps.append(float((flow.outputs[-1] - exact).abs().max()) / rtol)
+        assert float(flow.stats["error"][1:].max()) <= 1
+    assert max(gaps) <= 2 * min(gaps), gaps
+
+
+@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
+@pytest.mark.slow
+def test_jko_steps_are_chosen_like_any() -> None:
+    """On a grid in d = 1: halving rtol halves the distance to a flow of far smaller steps."""
+    one = torch.ones(1, dtype=D)
+    risk, grid = bj.Risk(one[:, None], one), bj.neurons.Lifted().grid(61, 1, radius=2.5)
+    start = bj.GridMeasure.gaussian(grid, torch.tensor([0.9, 0.2], dtype=D), 0.22)
+    fine = bj.evolve(bj.JKO(risk, grid, 0.005), start, 0.5, record=1000)
+    gaps = []
+    for rtol in (0.1, 0.05):
+        flow = bj.evolve(bj.Adaptive(bj.JKO(risk, grid, 0.5), rtol=rtol), start, 0.5)
+        gaps.append(float((flow.outputs[-1] - fine.outputs[-1]).abs().max()))
+        assert len(flow.times) > 3
+    assert 1.4 <= gaps[0] / gaps[1] <= 3, gaps
+
+
+def test_times_are_met_exactly_and_refused_steps_are_counted() -> None:
+    """save_at falls anywhere; a tau far too long costs refusals at the start only."""
+    risk, start = network()
+    stepper = replace_first(bj.Adaptive(bj.GradientDescent(risk, 1.0), rtol=0.01), 1.0)
+    flow = bj.evolve(stepper, start, 1.0, save_at=[0.3, 1 / 3, 1.0])
+    assert flow.saved_times.tolist() == [0.3, 1 / 3, 1.0]
+    assert float(flow.times[-1]) == 1.0
+    assert bool((flow.times.diff() > 0).all())
+    assert torch.allclose(flow.stats["dt"][1:], flow.times.diff(), rtol=1e-9)
+    assert flow.stats["rejected"][1] >= 1
+    assert flow.stats["steps"][1] == 3 * (1 + flow.stats["rejected"][1])
+
+
+def replace_first(stepper: Any, dt: float) -> Any:
+    """The same stepper, made to try dt first."""
+
+    class Eager(type(stepper)):  # type: ignore[misc]
+        def init(self, measure: Any) -> Any:
+            return replace(super().init(measure), dt=dt)
+
+    return Eager(stepper.stepper, stepper.rtol)
+
+
+def test_a_saddle_is_left_at_the_right_time() -> None:
+    """Outputs from 1e-12: their relative error counts, so the half-time is right to a few rtol (2.1 measured).
+
+    d = 1, one datum, w = a = r: u' = -4 u (u - 1) for Squared, u(t) = 1 / (1 + (1/u0 - 1) exp(-4 t)).
+    """
+    one = torch.ones(1, dtype=D)
+    r = 1e-6 * one
+    start = bj.ParticleMeasure.from_network(r[:, None], r)
+    flow = bj.evolve(bj.Adaptive(bj.GradientDescent(bj.Risk(one[:, None], one), 0.5), rtol=0.01), start, 10.0)
+    k = int((flow.outputs[:, 0] > 0.5).nonzero()[0, 0])
+    u, t = flow.outputs[k - 1 : k + 1, 0], flow.times[k - 1 : k + 1]
+    half = float(t[0] + (0.5 - u[0]) / (u[1] - u[0]) * (t[1] - t[0]))
+    assert half == pytest.approx(math.log(1e12) / 4, rel=0.03)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fragile(bj.GradientDescent):
+    """Fails for steps longer than .02."""
+
+    def step(self, measure: Any, state: Any, dt: float) -> Step[Any, Any]:
+        taken = super().step(measure, state, dt)
+        return taken if dt <= self.longest else replace(taken, status=bj.Status.not_finite)
+
+    longest = 0.02
+
+
+def test_a_step_that_the_stepper_cannot_take_is_made_shorter() -> None:
+    risk, start = network()
+    flow = bj.evolve(bj.Adaptive(_Fragile(risk, 0.1), rtol=0.5), start, 0.2)
+    assert flow.status is bj.Status.ok
+    assert float(flow.stats["dt"][1:].max()) <= 0.02 * (1 + 1e-9)
+
+
+def test_what_cannot_be_met_ends_with_a_status() -> None:
+    """Steps below the smallest: the status tells which tolerance to loosen. Not a rejection for ever."""
+    risk, start = network()
+    stepper = bj.Adaptive(bj.GradientDescent(risk, 0.5), rtol=1e-6, smallest=0.01)
+    with pytest.raises(bj.FlowError, match="loosen rtol or atol of Adaptive"):
+        bj.evolve(stepper, start, 1.0)
+
+
+def test_energies_without_outputs_and_bad_numbers_are_refused() -> None:
+    risk, _ = network()
+    grid = bj.Grid.uniform([-1.0], [1.0], [21])
+    with pytest.raises(bj.StepError, match="received a stepper down a Potential, need one down a Risk for Adaptive"):
+        bj.Adaptive(bj.JKO(bj.Potential(lambda x: x[:, 0]), grid, 0.1))
+    with pytest.raises(bj.StepError, match="need 0 < rtol < 1"):
+        bj.Adaptive(bj.GradientDescent(risk, 0.1), rtol=0.0)
