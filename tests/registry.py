@@ -23,6 +23,7 @@ from bigjko import (
     Risk,
     ScalingSolver,
     SecondOrder,
+    SlidingFlow,
 )
 from bigjko.losses import Averaged, Logistic, Loss, Squared
 from bigjko.measure import ParticleMeasure
@@ -443,7 +444,9 @@ def _jko_projected_smooth(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     return JKO(risk, grid, tau=tau, scheme=SecondOrder()), way.measure(grid, W, a, width=0.15 / grid.spacing)
 
 
-def _particles(kind: type[GradientDescent | GradientFlow]) -> Callable[[float], tuple[Any, ParticleMeasure]]:
+def _particles(
+    kind: type[GradientDescent | GradientFlow | SlidingFlow],
+) -> Callable[[float], tuple[Any, ParticleMeasure]]:
     def make(tau: float) -> tuple[Any, ParticleMeasure]:
         risk, _, start = _smooth_problem()
         return kind(risk, tau), start.to_particles()
@@ -460,5 +463,6 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, second order, projected": StepperCase(_jko_projected_smooth, 2, False),
     "jko, projected": StepperCase(_jko_projected, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
+    "sliding flow": StepperCase(_particles(SlidingFlow), 2, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),
 }

@@ -53,9 +53,22 @@ class Projected(Neurons):
         radius: float = 3.0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        kinks: Float[Tensor, "n 2"] | None = None,
     ) -> Grid:
-        """Two sheets of `nodes` directions; there is no radius."""
+        """Two sheets of `nodes` directions; there is no radius.
+
+        Args:
+            nodes, dim, radius, dtype, device: see Neurons.
+            kinks: data X in R^2 whose kinks w . x_j = 0, where mass ends, are to lie on nodes (mathematics.md 3, iii).
+        """
         signs = Sheets.of([1.0, -1.0], dtype=dtype, device=device)
+        if kinks is not None:
+            if dim != 2:
+                raise GridError(f"received kinks for data in R^{dim}, need R^2: a sphere has no nodes along its kinks")
+            X = kinks[kinks.norm(dim=1) > 0].double()
+            normal = torch.atan2(X[:, 0], -X[:, 1])  # a quarter turn on
+            circle = Circle.through(nodes, torch.cat([normal, normal + math.pi]), dtype=dtype, device=device)
+            return Grid((signs, circle))
         if dim == 2:
             return Grid((signs, Circle.uniform(nodes, dtype=dtype, device=device)))
         if dim == 3:

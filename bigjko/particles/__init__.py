@@ -3,3 +3,4 @@
 from .descent import GradientDescent as GradientDescent
 from .descent import velocity as velocity
 from .flow import GradientFlow as GradientFlow
+from .sliding import SlidingFlow as SlidingFlow
