@@ -22,6 +22,7 @@ from .errors import NarrowMeasureWarning as NarrowMeasureWarning
 from .errors import RiskError as RiskError
 from .errors import StepError as StepError
 from .evolve import evolve as evolve
+from .extrapolate import extrapolate as extrapolate
 from .flow import Flow as Flow
 from .jko import JKO as JKO
 from .jko import Debiased as Debiased
@@ -35,6 +36,7 @@ from .measure import ParticleMeasure as ParticleMeasure
 from .particles import GradientDescent as GradientDescent
 from .particles import GradientFlow as GradientFlow
 from .particles import ImplicitGradientDescent as ImplicitGradientDescent
+from .particles import SlidingFlow as SlidingFlow
 from .risk import Risk as Risk
 from .status import FlowError as FlowError
 from .status import FlowInterrupted as FlowInterrupted

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import StepError
 from .measure import GridMeasure, ParticleMeasure
 from .neurons.base import Neurons
 from .status import Status
@@ -46,7 +47,13 @@ class Flow:
 
     @property
     def final(self) -> GridMeasure | ParticleMeasure:
-        """The last saved measure."""
+        """The last saved measure.
+
+        Raises:
+            StepError: for a flow that keeps none, as an extrapolated one.
+        """
+        if not self.measures:
+            raise StepError(f"received a flow without measures ({self.name}), need one that kept some: save_at")
         return self.measures[-1]
 
     def to_xarray(self) -> "xarray.Dataset":

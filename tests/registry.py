@@ -25,6 +25,7 @@ from bigjko import (
     Risk,
     ScalingSolver,
     SecondOrder,
+    SlidingFlow,
     Widening,
 )
 from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
@@ -646,7 +647,7 @@ def _jko_projected_smooth(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
 
 
 def _particles(
-    kind: type[GradientDescent | GradientFlow | ImplicitGradientDescent],
+    kind: type[GradientDescent | GradientFlow | ImplicitGradientDescent | SlidingFlow],
 ) -> Callable[[float], tuple[Any, ParticleMeasure]]:
     def make(tau: float) -> tuple[Any, ParticleMeasure]:
         risk, _, start = _smooth_problem()
@@ -686,5 +687,6 @@ STEPPERS: dict[str, StepperCase] = {
     "adaptive jko": StepperCase(_around(_loose, _jko_lifted(61)), None, True),
     "adaptive descent": StepperCase(_around(_loose, _particles(GradientDescent)), 1, True),
     "widening jko": StepperCase(_around(Widening, _jko_lifted(entropy=Debiased(passes=4))), 1, True),
+    "sliding flow": StepperCase(_particles(SlidingFlow), 2, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),
 }

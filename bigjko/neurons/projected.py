@@ -72,11 +72,28 @@ class Projected(Neurons):
         radius: float = 3.0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
+        kinks: Float[Tensor, "n 2"] | None = None,
     ) -> Grid:
-        """`nodes` directions (on each of two sheets if balanced); there is no radius."""
+        """`nodes` directions (on each of two sheets if balanced); there is no radius.
+
+        Args:
+            nodes, dim, radius, dtype, device: see Neurons.
+            kinks: data X in R^2 whose kinks w . x_j = 0, where balanced mass ends, are to lie on nodes (mathematics.md
+                3, iii).
+        """
         ambient = dim + self._theta.raised
-        if ambient == 2:
-            sphere: Factor = Circle.uniform(nodes, dtype=dtype, device=device)
+        if kinks is not None:
+            if ambient != 2 or not self.balanced:
+                raise GridError(
+                    f"received kinks for {self!r} and data in R^{dim}, need balanced neurons and R^2: on a sphere kinks "
+                    "are curves, along which there are no nodes"
+                )
+            X = kinks[kinks.norm(dim=1) > 0].double()
+            normal = torch.atan2(X[:, 0], -X[:, 1])  # a quarter turn on
+            both = torch.cat([normal, normal + math.pi])
+            sphere: Factor = Circle.through(nodes, both, dtype=dtype, device=device)
+        elif ambient == 2:
+            sphere = Circle.uniform(nodes, dtype=dtype, device=device)
         elif ambient in (3, 4):
             sphere = Sphere.fibonacci(nodes, dim=ambient - 1, dtype=dtype, device=device)
         else:

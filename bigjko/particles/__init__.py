@@ -4,3 +4,4 @@ from .descent import GradientDescent as GradientDescent
 from .descent import velocity as velocity
 from .flow import GradientFlow as GradientFlow
 from .implicit import ImplicitGradientDescent as ImplicitGradientDescent
+from .sliding import SlidingFlow as SlidingFlow

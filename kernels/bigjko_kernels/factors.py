@@ -130,6 +130,46 @@ class Circle(Factor):
             nodes, cells.log(), torch.zeros(angles.numel(), dtype=torch.bool, device=angles.device), float(gaps.max())
         )
 
+    @classmethod
+    def through(
+        cls,
+        nodes: int,
+        angles: Float[Tensor, " k"],
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> "Circle":
+        """A node at every given angle, the others spread evenly between them so that the largest gap is least.
+
+        Angles nearer than an even gap to the one before are left out: they have a node within a gap. Gaps are even up
+        to one part in the nodes between two angles.
+
+        Raises:
+            GridError: for fewer than 3 nodes, or angles that are not finite.
+        """
+        turn, angles = 2 * math.pi, angles.to(device="cpu", dtype=torch.float64)
+        if nodes < 3:
+            raise GridError(f"received a circle of {nodes} nodes, need at least 3")
+        if not bool(torch.isfinite(angles).all()):
+            raise GridError("received angles with NaN or inf among them, need finite numbers")
+        kept: list[float] = []
+        for angle in sorted((angles % turn).tolist()):
+            if not kept or (angle - kept[-1] >= turn / nodes and kept[0] + turn - angle >= turn / nodes):
+                kept.append(angle)
+        if not kept:
+            return cls.uniform(nodes, dtype=dtype, device=device)
+        ends = torch.tensor([*kept, kept[0] + turn], dtype=torch.float64)
+        arcs = ends.diff()
+        counts = torch.ones(len(kept), dtype=torch.long)
+        counts += (arcs * ((nodes - len(kept)) / turn)).long()
+        for _ in range(nodes - int(counts.sum())):
+            counts[(arcs / counts).argmax()] += 1
+        steps = [
+            start + arc / n * torch.arange(n, dtype=torch.float64)
+            for start, arc, n in zip(ends.tolist(), arcs.tolist(), counts.tolist(), strict=False)
+        ]
+        return cls.at(torch.cat(steps)).to(device=device, dtype=dtype)  # type: ignore[return-value]
+
 
 class Sphere(Factor):
     """Unit vectors in R^3 or R^4, nearly uniform, all cells of the same size."""

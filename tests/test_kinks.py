@@ -1,0 +1,187 @@
+"""Mass on the kinks of relu: a reference that slides along them, nodes that lie on them, and outputs extrapolated."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import bigjko as bj
+
+from .test_flows import five_points, sup_gap
+
+D = torch.float64
+
+
+def tensor(*rows: list[float] | float) -> Tensor:
+    return torch.tensor(rows, dtype=D)
+
+
+# ------------------------------------------------------------------------------------------------------ sliding flow
+
+
+def sliding_neuron(X: Tensor, h0: float) -> tuple[bj.Risk, bj.ParticleMeasure, float]:
+    """A neuron on the kinks of all data but the last, which it is pulled by: others hold it there with labels of -3.
+
+    With e the unit vector along the kinks and c = e . x_last, the balanced neuron r e, r follows r' = -z c r, and its
+    output h = c r^2 the logistic h' = 4 c (y - h) h.
+    """
+    e = torch.linalg.svd(X[:-1])[2][-1]
+    e = e * (e @ X[-1]).sign()
+    c = float(e @ X[-1])
+    y = torch.full((len(X),), -3.0, dtype=D)
+    y[-1] = 1.0
+    r = math.sqrt(h0 / c)
+    return bj.Risk(X, y), bj.ParticleMeasure(torch.cat([r * e, tensor(r)])[None], torch.ones(1, dtype=D)), c
+
+
+@pytest.mark.parametrize(
+    "X", [tensor([1.0, 0.5], [0.0, 1.0]), tensor([1.0, 0.2, 0.4], [0.1, 1.0, 0.3], [0.2, 0.1, 1.0])], ids=["one", "two"]
+)
+def test_a_neuron_slides_along_kinks_as_its_closed_form_says(X: Tensor) -> None:
+    """Along one hyperplane in the plane and along the line where two meet in space: order 2, and never off the kink."""
+    risk, neuron, c = sliding_neuron(X, h0=0.1)
+    exact = 1 / (1 + 9 * math.exp(-4 * c))
+    errors = []
+    for tau in (0.05, 0.025):
+        flow = bj.evolve(bj.SlidingFlow(risk, tau), neuron, 1.0)
+        errors.append(abs(float(flow.outputs[-1, -1]) - exact))
+        assert isinstance(flow.final, bj.ParticleMeasure)
+        assert float((flow.final.w @ X[:-1].T).abs().max()) <= 1e-12  # of data of order 1, over 40 steps
+    assert 3.6 <= errors[0] / errors[1] <= 4.4
+    assert errors[1] <= 1e-3
+
+
+def test_neurons_that_reach_a_kink_stop_there_and_unpushed_ones_cross() -> None:
+    """A falling neuron ends on w . x = 0 for good, a rising one with a < 0 leaves it; |w|^2 - a^2 is kept."""
+    X, y = tensor([1.0, 0.0], [0.3, 1.0]), tensor(-2.0, 1.5)
+    positions = tensor([0.1, 0.8, 0.9], [0.0, 0.7, -0.7], [0.05, -0.4, -0.6])
+    start = bj.ParticleMeasure(positions, tensor(0.3, 0.4, 0.3))
+    flow = bj.evolve(bj.SlidingFlow(bj.Risk(X, y), 0.02), start, 0.6)
+    assert isinstance(flow.final, bj.ParticleMeasure)
+    kept = flow.final.w.square().sum(1) - flow.final.a.square()
+    assert torch.allclose(kept, start.w.square().sum(1) - start.a.square(), rtol=0, atol=1e-12)
+    assert float(flow.final.w[0, 0].abs()) <= 1e-15
+    descent = bj.evolve(bj.GradientDescent(bj.Risk(X, y), 0.6 / 1024), start, 0.6, record=1024)
+    # Explicit steps chatter about the kink within tau |G|: first order, |G| of order 10.
+    assert isinstance(descent.final, bj.ParticleMeasure)
+    assert float((flow.final.positions - descent.final.positions).abs().max()) <= 5e-3
+
+
+def test_the_reference_keeps_its_order_with_mass_on_kinks() -> None:
+    """Five points on the circle, T = 2: order 2, where descent has order 1; and descent's own limit is the same."""
+    way = bj.neurons.Projected()
+    risk, grid = five_points(way), way.grid(128, 2)
+    start = way.particles(way.uniform(grid, radius=math.sqrt(0.5)))
+    flows = [bj.evolve(bj.SlidingFlow(risk, 0.1 / k), start, 2.0, record=k) for k in (1, 2, 4)]
+    first, second = (sup_gap(one, two) for one, two in zip(flows, flows[1:], strict=False))
+    assert 3.2 <= first / second <= 5.0
+    limit = bj.extrapolate(*flows[1:], order=2)
+    descents = [bj.evolve(bj.GradientDescent(risk, 0.1 / k), start, 2.0, record=k) for k in (128, 256)]
+    gaps = [sup_gap(descent, limit) for descent in descents]
+    assert 1.8 <= gaps[0] / gaps[1] <= 2.2
+    assert gaps[1] <= 1e-4
+
+
+def test_weight_decay_shrinks_sliding_neurons() -> None:
+    """Against descent, which has it in its velocity: the gap halves with descent's step."""
+    way = bj.neurons.Projected()
+    risk = five_points(way)
+    risk = bj.Risk(risk.X, risk.y, way, weight_decay=0.2)
+    start = way.particles(way.uniform(way.grid(64, 2), radius=0.7))
+    limit = bj.evolve(bj.SlidingFlow(risk, 0.0125), start, 1.0, record=8)
+    gaps = [sup_gap(bj.evolve(bj.GradientDescent(risk, 0.1 / k), start, 1.0, record=k), limit) for k in (32, 64)]
+    assert 1.7 <= gaps[0] / gaps[1] <= 2.3
+
+
+# --------------------------------------------------------------------------------------------------- nodes on kinks
+
+
+@pytest.mark.parametrize("nodes", [64, 257, 2048])
+def test_kinks_lie_on_nodes_and_gaps_stay_even(nodes: int) -> None:
+    """Every datum's two kinks are met by a node up to rounding; the largest gap is a few percent above the even one."""
+    way = bj.neurons.Projected()
+    X = five_points(way).X
+    grid = way.grid(nodes, 2, kinks=X)
+    circle = grid.factors[1]
+    assert circle.size == nodes
+    missed = (circle.nodes @ X.T).abs() / X.norm(dim=1)
+    nearest = torch.cat([missed.topk(2, dim=0, largest=False).values]).amax(0)
+    even = 2 * math.pi / nodes
+    # Two pairs of kinks are .058 apart, and at 64 nodes share a node each: the second datum of both pairs goes short.
+    assert int((nearest <= 1e-15).sum()) == (5 if nodes > 64 else 4)
+    assert bool((nearest <= even).all())
+    assert circle.spacing <= even * (1 + 10 / nodes * 5)
+    assert float(circle.log_weights.exp().sum()) == pytest.approx(2 * math.pi, rel=1e-14)
+
+
+def test_a_circle_through_no_angle_is_uniform_and_bad_ones_are_refused() -> None:
+    assert torch.equal(bj.Circle.through(9, torch.zeros(0, dtype=D)).nodes, bj.Circle.uniform(9).nodes)
+    with pytest.raises(bj.GridError, match="a circle of 2 nodes, need at least 3"):
+        bj.Circle.through(2, tensor(0.1))
+    with pytest.raises(bj.GridError, match="angles with NaN or inf among them"):
+        bj.Circle.through(9, tensor(math.nan))
+    with pytest.raises(bj.GridError, match=r"kinks for data in R\^3, need R\^2"):
+        bj.neurons.Projected().grid(64, 3, kinks=torch.ones(2, 3, dtype=D))
+
+
+def test_more_kinks_than_nodes_are_met_within_a_gap() -> None:
+    X = torch.randn(300, 2, dtype=D, generator=torch.Generator().manual_seed(0))
+    circle = bj.neurons.Projected().grid(100, 2, kinks=X).factors[1]
+    assert circle.size == 100
+    assert circle.spacing <= 2 * 2 * math.pi / 100
+    assert float(((circle.nodes @ X.T).abs() / X.norm(dim=1)).amin(0).max()) <= 2 * math.pi / 100
+
+
+# ---------------------------------------------------------------------------------------------------- extrapolation
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # mass ends on kinks: that is the point
+def test_extrapolated_outputs_beat_a_first_order_flow_with_mass_on_kinks() -> None:
+    """Five points, 1,024 nodes with the kinks among them: 1e-2 -> 1.5e-3 of max|y|, and SecondOrder is no match."""
+    way = bj.neurons.Projected()
+    risk = five_points(way)
+    grid = way.grid(1024, 2, kinks=risk.X)
+    start = way.uniform(grid, radius=math.sqrt(0.5))
+    reference = bj.evolve(bj.SlidingFlow(risk, 0.0125), way.particles(start), 2.0, record=8)
+    flows = [bj.evolve(bj.JKO(risk, grid, tau), start, 2.0, record=k) for k, tau in ((1, 0.1), (2, 0.05))]
+    both = bj.extrapolate(*flows)
+    gaps = [sup_gap(flow, reference) / 0.8 for flow in (*flows, both)]
+    assert gaps[1] <= 1e-2
+    assert gaps[2] <= 1.5e-3
+    assert 0.95 <= math.log2(gaps[0] / gaps[1]) <= 1.1
+
+
+def test_an_extrapolated_flow_has_outputs_and_no_measure() -> None:
+    risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D))
+    start = bj.ParticleMeasure(tensor([0.5, 0.4], [-0.2, 0.1]), tensor(0.5, 0.5))
+    flows = [bj.evolve(bj.GradientDescent(risk, tau), start, 1.0) for tau in (0.1, 0.05, 0.0005)]
+    both = bj.extrapolate(*flows[:2])
+    assert torch.equal(both.times, flows[0].times)
+    assert torch.equal(both.outputs, 2 * flows[1].outputs[::2] - flows[0].outputs)
+    assert sup_gap(both, flows[2]) <= sup_gap(flows[1], flows[2]) / 5
+    assert bj.compare(both, flows[2]).transport.numel() == 0
+    assert both.measures == ()
+    with pytest.raises(bj.StepError, match="a flow without measures"):
+        _ = both.final
+
+
+def test_flows_that_cannot_be_extrapolated_are_refused() -> None:
+    one = torch.ones(1, dtype=D)
+    start = bj.ParticleMeasure(tensor([0.5, 0.4]), one)
+    coarse = bj.evolve(bj.GradientDescent(bj.Risk(one[:, None], one), 0.1), start, 1.0)
+    sparse = bj.evolve(bj.GradientDescent(bj.Risk(one[:, None], one), 0.05), start, 1.0, record=4)
+    with pytest.raises(bj.StepError, match=r"a fine flow without t = 0\.1"):
+        bj.extrapolate(coarse, sparse)
+    other = bj.evolve(bj.GradientDescent(bj.Risk(tensor([1.0], [2.0]), tensor(1.0, 1.0)), 0.05), start, 1.0)
+    with pytest.raises(bj.StepError, match="flows with 1 and 2 outputs"):
+        bj.extrapolate(coarse, other)
+    with pytest.raises(bj.StepError, match="order = 0"):
+        bj.extrapolate(coarse, coarse, order=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        failed = bj.evolve(bj.GradientDescent(bj.Risk(one[:, None], one), 1e200), start, 1e201, throw=False)
+    with pytest.raises(bj.StepError, match="a flow that ended as not_finite"):
+        bj.extrapolate(failed, failed)
