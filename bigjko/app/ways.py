@@ -16,7 +16,7 @@ from bigjko_kernels import Grid
 
 from ..errors import MeasureError
 from ..measure import GridMeasure
-from ..neurons import Lifted, Neurons, Projected
+from ..neurons import Lifted, Neurons, Projected, Signed, Split
 from .sections import Numbers, Positive, Section, given
 
 Keys = tuple[str, ...]
@@ -105,6 +105,17 @@ def _gaussian(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     return GridMeasure.gaussian(grid, mean, std)
 
 
+def _gaussian_sheets(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """w alike on both sheets: masses 1/2 each for Signed, whose masses are |a|, and 1 each for Split."""
+    mean, std = (_per_axis(value, grid, dim) for value in (choice.mean, choice.std))
+
+    def density(points: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
+        exponent: Tensor = -(((points[:, 1:] - mean) / std) ** 2).sum(1) / 2
+        return exponent.exp()
+
+    return GridMeasure.from_density(grid, density, mass=2.0 if isinstance(way, Split) else 1.0)
+
+
 def _uniform(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     assert choice.radius is not None
     return way.uniform(grid, radius=choice.radius)
@@ -141,6 +152,7 @@ def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float
     return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
 
 
+_CUBE = (("nodes", "radius"),)
 _BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
 
 WAYS: dict[str, Way] = {
@@ -152,6 +164,8 @@ WAYS: dict[str, Way] = {
             "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
         },
     ),
+    "signed": Way(Signed, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets)}),
+    "split": Way(Split, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets)}),
     "projected": Way(
         Projected,
         (("nodes",),),
