@@ -3,6 +3,7 @@
 A way is one entry of `WAYS`, a kind of start one entry of that way's `starts`: everything else reads them here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ Keys = tuple[str, ...]
 
 
 class GridChoice(Section):
-    """Lifted: nodes and radius, or shape, low and high. Projected: nodes."""
+    """Nodes alone for directions, nodes and radius for a box; for Lifted shape, low and high besides."""
 
     nodes: int | None = Field(default=None, ge=3, description="a whole number of nodes an axis or circle, at least 3")
     radius: Positive | None = Field(default=None, description="a positive number: every axis is [-radius, radius]")
@@ -121,6 +122,13 @@ def _uniform(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure
     return way.uniform(grid, radius=choice.radius)
 
 
+def _gaussian_sphere(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """(w, a) ~ N(0, std^2 I): alike in every direction, with m = E |theta|^2 / 2."""
+    if isinstance(choice.std, list):
+        raise MeasureError("received several std for the start, need one: N(0, std^2 I) is alike in every direction")
+    return way.uniform(grid, radius=(choice.std or 0.0) * math.sqrt((dim + 1) / 2))
+
+
 def _normal_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     neurons = _drawn(grid, choice, dim) * _per_axis(choice.std, grid, dim + 1)
     return _deposited(way, grid, choice, neurons)
@@ -172,6 +180,14 @@ WAYS: dict[str, Way] = {
         {
             "uniform": StartKind(("radius",), (), _uniform),
             "network": StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network),
+        },
+    ),
+    "unbalanced": Way(
+        lambda: Projected(balanced=False),
+        (("nodes",),),
+        {
+            "gaussian": StartKind(("std",), (), _gaussian_sphere),
+            "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
         },
     ),
 }
