@@ -17,7 +17,7 @@ from bigjko_kernels import Grid
 
 from ..errors import MeasureError
 from ..measure import GridMeasure
-from ..neurons import Lifted, Neurons, Projected, Signed, Split
+from ..neurons import Lifted, Neurons, PolarCone, PolarFlat, Projected, Signed, Split
 from .sections import Numbers, Positive, Section, given
 
 Keys = tuple[str, ...]
@@ -38,7 +38,9 @@ class GridChoice(Section):
 class Start(Section):
     """The measure at time 0, which the grid and the particles share."""
 
-    kind: Literal["gaussian", "uniform", "network"] = Field(description="'gaussian', 'uniform' or 'network'")
+    kind: Literal["gaussian", "uniform", "shell", "network"] = Field(
+        description="'gaussian', 'uniform', 'shell' or 'network'"
+    )
     mean: float | Numbers | None = Field(default=None, description="a number, or one an axis of (w, a)")
     std: Positive | list[Positive] | None = Field(
         default=None, description="a positive number, or one an axis of (w, a)"
@@ -129,6 +131,19 @@ def _gaussian_sphere(way: Projected, grid: Grid, choice: Start, dim: int) -> Gri
     return way.uniform(grid, radius=(choice.std or 0.0) * math.sqrt((dim + 1) / 2))
 
 
+def _shell(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """Balanced neurons |w| = |a| = r of every direction, half of each sign, r ~ N(mean, std^2)."""
+    mean, std = (_per_axis(value, grid, 1) for value in (choice.mean, choice.std))
+
+    def density(points: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
+        last = points[:, -1]
+        r, volume = (last, last ** (dim - 1)) if isinstance(way, PolarCone) else (last.abs().sqrt(), last.abs().sqrt())
+        normal: Tensor = torch.exp(-(((r - mean) / std) ** 2) / 2) / volume  # of a cell, over dr
+        return normal.nan_to_num(0.0, posinf=0.0)  # no mass where r = 0
+
+    return GridMeasure.from_density(grid, density)
+
+
 def _normal_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     neurons = _drawn(grid, choice, dim) * _per_axis(choice.std, grid, dim + 1)
     return _deposited(way, grid, choice, neurons)
@@ -160,34 +175,23 @@ def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float
     return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
 
 
+_NORMAL = StartKind(("neurons", "seed", "std"), ("width",), _normal_network)
+_BALANCED = StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network)
+_SHEETS = {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets), "network": _NORMAL}
+_POLAR = {"shell": StartKind(("mean", "std"), (), _shell)}
 _CUBE = (("nodes", "radius"),)
 _BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
 
 WAYS: dict[str, Way] = {
-    "lifted": Way(
-        Lifted,
-        _BOX,
-        {
-            "gaussian": StartKind(("mean", "std"), (), _gaussian),
-            "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
-        },
-    ),
-    "signed": Way(Signed, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets)}),
-    "split": Way(Split, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets)}),
-    "projected": Way(
-        Projected,
-        (("nodes",),),
-        {
-            "uniform": StartKind(("radius",), (), _uniform),
-            "network": StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network),
-        },
-    ),
+    "lifted": Way(Lifted, _BOX, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
+    "signed": Way(Signed, _CUBE, _SHEETS),
+    "split": Way(Split, _CUBE, _SHEETS),
+    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}),
+    "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}),
+    "projected": Way(Projected, (("nodes",),), {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED}),
     "unbalanced": Way(
         lambda: Projected(balanced=False),
         (("nodes",),),
-        {
-            "gaussian": StartKind(("std",), (), _gaussian_sphere),
-            "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
-        },
+        {"gaussian": StartKind(("std",), (), _gaussian_sphere), "network": _NORMAL},
     ),
 }
