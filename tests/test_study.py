@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 import bigjko as bj
-from bigjko.app import orders, study, study_config, table
+from bigjko.app import orders, prepare, study, study_config, table
 from bigjko.app.cli import app
 from bigjko.app.config import ConfigError
 from bigjko.app.sections import dump
 from bigjko.app.study_plot import plot_study
+from bigjko.app.ways import WAYS, GridChoice, Start
 from bigjko.show import Bars
 
 D = torch.float64
@@ -109,6 +111,36 @@ def test_a_row_says_what_the_flows_say(tmp_path: Path) -> None:
     error = bj.compare(coarse, fine, transport=False).sup_output_gap
     assert row["reference_error"] == pytest.approx(error, rel=1e-9)
     assert row["trusted"] == int(10 * error <= row["gap"])
+
+
+# --------------------------------------------------------------------------------------------------------- every way
+
+GRIDS = {"nodes": 24, "radius": 3.0}
+STARTS: dict[str, dict[str, Any]] = {
+    "gaussian": {"mean": 0.0, "std": 0.5},
+    "uniform": {"radius": 0.7},
+    "shell": {"mean": 1.2, "std": 0.2},
+    "network": {"neurons": 9, "seed": 1, "std": 0.4, "radius": 1.1, "width": 1.0},
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, way in WAYS.items() for kind in way.starts])
+def test_every_way_has_its_starts(name: str, kind: str) -> None:
+    """What the registry says a start needs is enough; particles share it, it favours no sign, and a shell is one."""
+    way = WAYS[name]
+    keys = (*way.starts[kind].needed, "kind")
+    start = Start.model_validate({key: value for key, value in STARTS[kind].items() if key in keys} | {"kind": kind})
+    grid = GridChoice.model_validate({key: GRIDS[key] for key in way.grids[0]})
+    way.check(name, grid, start)
+    question = study_config.Study.model_validate(tomllib.loads(TINY)).problems[0]
+    here = prepare.place(question, name, grid, start, prepare.points(question.data, "float64", "cpu"))
+    neurons = here.risk.neurons.particles(here.start)
+    torch.testing.assert_close(here.risk.outputs(neurons), here.risk.outputs(here.start), rtol=0, atol=1e-9)
+    if kind != "network":
+        assert float(here.risk.outputs(here.start).abs().max()) < 0.05  # both signs alike
+    if kind == "shell":
+        r = (neurons.w.norm(dim=1) * neurons.a.abs()).sqrt()
+        assert float((neurons.masses * r).sum() / neurons.mass) == pytest.approx(1.2, abs=0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------ orders
