@@ -182,13 +182,14 @@ def test_orders_are_exact_on_power_laws() -> None:
     assert order(rows, "extrapolated", "h")["order"] == pytest.approx(1.75, abs=1e-12)
 
 
-def test_gaps_near_the_floor_and_references_that_are_not_better_do_not_count() -> None:
-    """gap = max(tau, .05) on the finest grid: from .15 on the floor has no say."""
-    rows = made("jko", lambda tau, h: max(tau, 0.05)) + made("extrapolated", lambda tau, h: 0.05)
+def test_gaps_that_the_grid_decides_and_references_that_are_not_better_do_not_count() -> None:
+    """gap = tau + h^2: h = .1 and .2 differ by .03, a fifth of the gap from tau = .14 on."""
+    rows = made("jko", lambda tau, h: tau + h**2) + made("extrapolated", lambda tau, h: h**2)
     fit = order(rows, "jko", "tau")
     assert fit["used"] == "0.8 0.4 0.2"
-    assert fit["floor"] == 0.05
-    assert fit["order"] == pytest.approx(1)
+    assert fit["floor"] == pytest.approx(0.01)
+    assert fit["order"] == pytest.approx(orders.slope([(0.8, 0.81), (0.4, 0.41), (0.2, 0.21)]))
+    assert order([row for row in rows if row["h"] == 0.1], "jko", "tau")["used"] == "0.8 0.4 0.2 0.1"
     doubted = [row | {"trusted": int(row["tau"] > 0.3)} for row in rows]
     assert order(doubted, "jko", "tau")["used"] == "0.8 0.4"
     assert math.isnan(order([row | {"trusted": 0} for row in rows], "jko", "tau")["order"])
