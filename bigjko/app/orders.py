@@ -30,8 +30,8 @@ def fitted(rows: list[Row]) -> list[Row]:
     In tau, gaps count that the grid has no say in: the next coarser one changes them by less than a fifth (all of them,
     where there is one grid only); and only against references whose own error is ten times smaller. The floor beside
     them is the gap left at the two smallest taus after Richardson's extrapolation to tau = 0. In h, all grids count; of
-    the extrapolated gap the slope is that at tau = 0. In m, means over seeds count that are at least three times the gap
-    between JKO and the particles on all nodes. A slope without two points is NaN.
+    the extrapolated gap the slope is that at tau = 0. In m, means over seeds count that are at least three times the
+    gap between JKO and the particles on all nodes. A slope without two points is NaN.
     """
     found = []
     good = [row for row in rows if row["status"] == "ok" and row["gap"]]
