@@ -16,6 +16,7 @@ import bigjko as bj
 from bigjko.app import orders, prepare, study, study_config, table
 from bigjko.app.cli import app
 from bigjko.app.config import ConfigError
+from bigjko.app.markdown import filled, gaps_table
 from bigjko.app.sections import dump
 from bigjko.app.study_plot import plot_study
 from bigjko.app.ways import WAYS, GridChoice, Start
@@ -351,3 +352,26 @@ def test_ctrl_c_keeps_the_rows_and_the_next_run_goes_on(tmp_path: Path, monkeypa
 def test_a_figure_of_nothing_is_empty(tmp_path: Path) -> None:
     plot_study([], [], tmp_path / "study.png")
     assert (tmp_path / "study.png").exists()
+
+
+def test_the_verdict_holds_what_the_studies_say() -> None:
+    """Tables between markers are made from docs/studies: nothing in them is written by hand."""
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "verdict.md").read_text("utf-8")
+    assert filled(text, docs / "studies") == text
+    for folder in (docs / "studies").iterdir():
+        assert (docs / f"{folder.name}.png").exists()
+        assert (docs.parent / "examples" / f"{folder.name}.toml").exists()
+        fits = orders.fitted(table.load(folder / "study.csv"))
+        with (folder / "orders.csv").open(encoding="utf-8") as lines:
+            assert [row["used"] for row in csv.DictReader(lines)] == [fit["used"] for fit in fits]
+
+
+def test_a_table_of_gaps_says_what_could_not_be_trusted() -> None:
+    rows = made("jko", lambda tau, h: tau + h**2, shape="9x9", gap_share=0.5, reference_error=0.02, transport=0.1)
+    rows = [row | {"risk_gap": -0.25, "blur": 0.03, "windows": None, "trusted": 0} for row in rows]
+    (line,) = gaps_table(rows).splitlines()[2:]
+    assert line.startswith("| w, p | GD | 9 x 9, 0.1 | 5.0e-01* | - |")
+    assert "| -2.5e-01 | 1.0e-01 (0.03) | - | - (none) | - |" in line
+    failed = rows[-1] | {"gap": None, "gap_share": None, "status": "infeasible at t = 0"}
+    assert "infeasible at t = 0" in gaps_table([*rows[:-1], failed])
