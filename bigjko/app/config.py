@@ -77,8 +77,15 @@ class Data(Section):
 class LossChoice(Section):
     """The loss g; 'mean' is a scale of 1/n."""
 
-    name: Literal["squared", "logistic"] = Field(description="'squared' or 'logistic'")
+    name: Literal["squared", "logistic", "huber"] = Field(description="'squared', 'logistic' or 'huber'")
     scale: Positive | Literal["mean"] = Field(default=1.0, description="a positive number, or 'mean' for 1/n")
+    delta: Positive | None = Field(default=None, description="a positive number, from which residuals are outliers")
+
+    @model_validator(mode="after")
+    def _delta_of_huber(self) -> "LossChoice":
+        if (self.name == "huber") != (self.delta is not None):
+            raise ValueError(f"received delta = {self.delta} for name = '{self.name}', need it for 'huber' alone")
+        return self
 
 
 class Time(Section):
@@ -102,6 +109,7 @@ class StepChoice(Section):
     entropy: Literal["plain", "debiased"] = Field(default="debiased", description="'plain' or 'debiased'")
     passes: int | None = Field(default=None, ge=1, description="a whole number of passes, at least 1; 2 is the default")
     rtol: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-8, description="a number between 0 and 1")
+    scheme: Literal["first", "second"] = Field(default="first", description="'first' or 'second' (order in tau)")
 
     @model_validator(mode="after")
     def _passes_of_debiased(self) -> "StepChoice":

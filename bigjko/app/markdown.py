@@ -19,9 +19,12 @@ def filled(text: str, studies: Path) -> str:
     """The text with every block between markers made again from the studies of that folder."""
 
     def block(found: re.Match[str]) -> str:
-        rows = load(studies / found[3] / "study.csv")
+        path = studies / found[3] / "study.csv"
+        if not path.exists():
+            return f"{found[1]}\nNot run yet: `bigjko study examples/{found[3]}.toml`.\n\n{found[4]}"
+        rows = load(path)
         table = gaps_table(rows) if found[2] == "study" else widths_table(rows)
-        return f"{found[1]}\n{table}\n{found[4]}"
+        return f"{found[1]}\n{table}\n\n{found[4]}"
 
     return _BLOCK.sub(block, text)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .table import Row
 
-_ABOVE = 3.0  # times its floor that a gap must be: a third of it may then be the floor's
+_SAYS = 0.2  # share of a gap that the next coarser grid may change
+_ABOVE = 3.0  # times its floor that a gap must be in m: a third of it may then be the floor's
 
 COLUMNS = ("problem", "way", "reference", "kind", "quantity", "in", "order", "used", "pairs", "floor")
 
@@ -26,10 +27,11 @@ def write_orders(rows: list[Row], path: Path) -> list[Row]:
 def fitted(rows: list[Row]) -> list[Row]:
     """Orders in tau (finest grid), in h (smallest tau) and in m, each with the points it was fitted on.
 
-    In tau, only gaps at least three times the h-floor count: the gap that is left at the two smallest taus after
-    Richardson's extrapolation to tau = 0; and only references whose own error is ten times smaller than the gap. In h,
-    all grids count; of the extrapolated gap the slope is that at tau = 0. In m, means over seeds count that are at
-    least three times the gap between JKO and the particles on all nodes. A slope without two points is NaN.
+    In tau, gaps count that the grid has no say in: the next coarser one changes them by less than a fifth (all of them,
+    where there is one grid only); and only against references whose own error is ten times smaller. The floor beside
+    them is the gap left at the two smallest taus after Richardson's extrapolation to tau = 0. In h, all grids count; of
+    the extrapolated gap the slope is that at tau = 0. In m, means over seeds count that are at least three times the
+    gap between JKO and the particles on all nodes. A slope without two points is NaN.
     """
     found = []
     good = [row for row in rows if row["status"] == "ok" and row["gap"]]
@@ -47,10 +49,15 @@ def _steps(rows: list[Row], every: list[Row]) -> list[Row]:
     """In tau on the finest grid, and in h at the smallest tau."""
     if not rows:
         return []
-    finest, least = min(r["h"] for r in rows), min(r["tau"] for r in rows)
-    left = [r["gap"] for r in every if (r["kind"], r["h"], r["tau"]) == ("extrapolated", finest, least)]
+    grids, least = sorted({r["h"] for r in rows}), min(r["tau"] for r in rows)
+    left = [r["gap"] for r in every if (r["kind"], r["h"], r["tau"]) == ("extrapolated", grids[0], least)]
     floor = left[0] if left and rows[0]["kind"] == "jko" else 0.0
-    in_tau = [(r["tau"], r["gap"]) for r in rows if r["h"] == finest and r["trusted"] and r["gap"] >= _ABOVE * floor]
+    coarser = {r["tau"]: r["gap"] for r in rows if r["h"] == grids[min(1, len(grids) - 1)]}
+    in_tau = [
+        (r["tau"], r["gap"])
+        for r in rows
+        if r["h"] == grids[0] and r["trusted"] and abs(coarser.get(r["tau"], math.inf) - r["gap"]) <= _SAYS * r["gap"]
+    ]
     in_h = [(r["h"], r["gap"]) for r in rows if r["tau"] == least]
     found = [_order("tau", "gap", in_tau, floor)] if len({r["tau"] for r in rows}) > 1 else []
     return found + ([_order("h", "gap", in_h, 0.0)] if len({r["h"] for r in rows}) > 1 else [])

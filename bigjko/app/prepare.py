@@ -12,14 +12,14 @@ from torch import Tensor
 from bigjko_kernels import Grid, GridError, KernelError
 
 from ..errors import MeasureError, RiskError, StepError
-from ..jko import JKO, Debiased, DualSolver, Plain, epsilon_of
-from ..losses import Logistic, Loss, Squared
+from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, epsilon_of
+from ..losses import Huber, Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
 from ..neurons.dynamics import Dynamics
 from ..particles import GradientDescent, GradientFlow
 from ..risk import Risk
 from ..stepper import Stepper
-from .config import ConfigError, Data, Experiment, MethodChoice, Question, Run, StepChoice, Time
+from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
 from .ways import WAYS, GridChoice, Start, grid_of
 
@@ -109,7 +109,7 @@ def place(question: Question, way: str, grid: GridChoice, start: Start, known: P
     """The risk of a way, its grid and its start."""
     X, y = known
     scale = 1 / len(y) if question.loss.scale == "mean" else float(question.loss.scale)
-    risk = Risk(X, y, WAYS[way].build(), LOSSES[question.loss.name](scale), question.weight_decay)
+    risk = Risk(X, y, WAYS[way].build(), LOSSES[question.loss.name](scale, question.loss), question.weight_decay)
     nodes = grid_of(risk.neurons, grid, X)
     risk.neurons.check(nodes, X.shape[1])
     return Place(risk, nodes, WAYS[way].starts[start.kind].make(risk.neurons, nodes, start, X.shape[1]))
@@ -124,6 +124,7 @@ def jko_of(here: Place, choice: StepChoice, tau: float) -> JKO:
         tau,
         epsilon=epsilon_of(choice.epsilon, way.spacing(here.grid), way.cost),
         entropy=Plain() if choice.entropy == "plain" else Debiased(choice.passes or 2),
+        scheme=FirstOrder() if choice.scheme == "first" else SecondOrder(),
         solver=DualSolver(rtol=choice.rtol),
     )
 
@@ -137,7 +138,11 @@ def _flow(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | Non
     return GradientFlow(risk, tau, **own, dynamics=dynamics)
 
 
-LOSSES: dict[str, Callable[[float], Loss]] = {"squared": Squared, "logistic": Logistic}
+LOSSES: dict[str, Callable[[float, LossChoice], Loss]] = {
+    "squared": lambda scale, choice: Squared(scale),
+    "logistic": lambda scale, choice: Logistic(scale),
+    "huber": lambda scale, choice: Huber(choice.delta or 0.0, scale),
+}
 METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {"gd": _descent, "flow": _flow}
 
 

@@ -3,6 +3,7 @@
 A way is one entry of `WAYS`, a kind of start one entry of that way's `starts`: everything else reads them here.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,14 +17,14 @@ from bigjko_kernels import Grid
 
 from ..errors import MeasureError
 from ..measure import GridMeasure
-from ..neurons import Lifted, Neurons, Projected
+from ..neurons import Lifted, Neurons, PolarCone, PolarFlat, Projected, Signed, Split
 from .sections import Numbers, Positive, Section, given
 
 Keys = tuple[str, ...]
 
 
 class GridChoice(Section):
-    """Lifted: nodes and radius, or shape, low and high. Projected: nodes."""
+    """Nodes alone for directions, nodes and radius for a box; for Lifted shape, low and high besides."""
 
     nodes: int | None = Field(default=None, ge=3, description="a whole number of nodes an axis or circle, at least 3")
     radius: Positive | None = Field(default=None, description="a positive number: every axis is [-radius, radius]")
@@ -37,7 +38,9 @@ class GridChoice(Section):
 class Start(Section):
     """The measure at time 0, which the grid and the particles share."""
 
-    kind: Literal["gaussian", "uniform", "network"] = Field(description="'gaussian', 'uniform' or 'network'")
+    kind: Literal["gaussian", "uniform", "shell", "network"] = Field(
+        description="'gaussian', 'uniform', 'shell' or 'network'"
+    )
     mean: float | Numbers | None = Field(default=None, description="a number, or one an axis of (w, a)")
     std: Positive | list[Positive] | None = Field(
         default=None, description="a positive number, or one an axis of (w, a)"
@@ -105,9 +108,40 @@ def _gaussian(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     return GridMeasure.gaussian(grid, mean, std)
 
 
+def _gaussian_sheets(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """w alike on both sheets: masses 1/2 each for Signed, whose masses are |a|, and 1 each for Split."""
+    mean, std = (_per_axis(value, grid, dim) for value in (choice.mean, choice.std))
+
+    def density(points: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
+        exponent: Tensor = -(((points[:, 1:] - mean) / std) ** 2).sum(1) / 2
+        return exponent.exp()
+
+    return GridMeasure.from_density(grid, density, mass=2.0 if isinstance(way, Split) else 1.0)
+
+
 def _uniform(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     assert choice.radius is not None
     return way.uniform(grid, radius=choice.radius)
+
+
+def _gaussian_sphere(way: Projected, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """(w, a) ~ N(0, std^2 I): alike in every direction, with m = E |theta|^2 / 2."""
+    if isinstance(choice.std, list):
+        raise MeasureError("received several std for the start, need one: N(0, std^2 I) is alike in every direction")
+    return way.uniform(grid, radius=(choice.std or 0.0) * math.sqrt((dim + 1) / 2))
+
+
+def _shell(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
+    """Balanced neurons |w| = |a| = r of every direction, half of each sign, r ~ N(mean, std^2)."""
+    mean, std = (_per_axis(value, grid, 1) for value in (choice.mean, choice.std))
+
+    def density(points: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
+        last = points[:, -1]
+        r, volume = (last, last ** (dim - 1)) if isinstance(way, PolarCone) else (last.abs().sqrt(), last.abs().sqrt())
+        normal: Tensor = torch.exp(-(((r - mean) / std) ** 2) / 2) / volume  # of a cell, over dr
+        return normal.nan_to_num(0.0, posinf=0.0)  # no mass where r = 0
+
+    return GridMeasure.from_density(grid, density)
 
 
 def _normal_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
@@ -141,23 +175,23 @@ def _per_axis(value: float | list[float] | None, grid: Grid, axes: int) -> Float
     return torch.tensor(numbers, dtype=grid.dtype, device=grid.device)
 
 
+_NORMAL = StartKind(("neurons", "seed", "std"), ("width",), _normal_network)
+_BALANCED = StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network)
+_SHEETS = {"gaussian": StartKind(("mean", "std"), (), _gaussian_sheets), "network": _NORMAL}
+_POLAR = {"shell": StartKind(("mean", "std"), (), _shell)}
+_CUBE = (("nodes", "radius"),)
 _BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
 
 WAYS: dict[str, Way] = {
-    "lifted": Way(
-        Lifted,
-        _BOX,
-        {
-            "gaussian": StartKind(("mean", "std"), (), _gaussian),
-            "network": StartKind(("neurons", "seed", "std"), ("width",), _normal_network),
-        },
-    ),
-    "projected": Way(
-        Projected,
+    "lifted": Way(Lifted, _BOX, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
+    "signed": Way(Signed, _CUBE, _SHEETS),
+    "split": Way(Split, _CUBE, _SHEETS),
+    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}),
+    "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}),
+    "projected": Way(Projected, (("nodes",),), {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED}),
+    "unbalanced": Way(
+        lambda: Projected(balanced=False),
         (("nodes",),),
-        {
-            "uniform": StartKind(("radius",), (), _uniform),
-            "network": StartKind(("neurons", "seed", "radius"), ("width",), _balanced_network),
-        },
+        {"gaussian": StartKind(("std",), (), _gaussian_sphere), "network": _NORMAL},
     ),
 }
