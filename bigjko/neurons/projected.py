@@ -85,8 +85,8 @@ class Projected(Neurons):
         if kinks is not None:
             if ambient != 2 or not self.balanced:
                 raise GridError(
-                    f"received kinks for {self!r} and data in R^{dim}, need balanced neurons and R^2: on a sphere kinks "
-                    "are curves, along which there are no nodes"
+                    f"received kinks for {self!r} and data in R^{dim}, need balanced neurons and R^2: on a sphere "
+                    "kinks are curves, along which there are no nodes"
                 )
             X = kinks[kinks.norm(dim=1) > 0].double()
             normal = torch.atan2(X[:, 0], -X[:, 1])  # a quarter turn on
