@@ -18,7 +18,7 @@ import bigjko as bj
 from bigjko.neurons import Free, Polar
 
 D = torch.float64
-ENTROPY = bj.Debiased(passes=6)  # with 2 the potential lags behind mass that condenses: gaps 1.6 to 3.3 times as large
+ENTROPY = bj.Debiased(passes=6)  # with 2 the potential lags behind condensing mass, and so does the flow
 WINDOWS = 16  # whose edges lie half way between nodes
 
 
