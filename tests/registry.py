@@ -436,6 +436,14 @@ def _jko_projected(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     return JKO(risk, grid, tau=tau), way.uniform(grid, radius=0.7)
 
 
+def _jko_any_start(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    way = Projected(balanced=False)
+    one = torch.ones(1, dtype=torch.float64)
+    grid = way.grid(256, 1)
+    start = way.measure(grid, torch.tensor([[0.9], [0.5]], dtype=torch.float64), torch.tensor([0.2, -0.1]).double())
+    return JKO(Risk(one[:, None], one, neurons=way), grid, tau=tau), start
+
+
 def _particles(kind: type[GradientDescent | GradientFlow]) -> Callable[[float], tuple[Any, ParticleMeasure]]:
     def make(tau: float) -> tuple[Any, ParticleMeasure]:
         risk, _, start = _smooth_problem()
@@ -450,6 +458,7 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, scaling": StepperCase(_jko_lifted(31, entropy=Plain(), solver=ScalingSolver(tolerance=1e-8)), None, True),
     "jko, dual": StepperCase(_jko_lifted(solver=DualSolver(rtol=1e-10)), 1, True),
     "jko, projected": StepperCase(_jko_projected, 1, False),
+    "jko, any start": StepperCase(_jko_any_start, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
     "gradient flow": StepperCase(_particles(GradientFlow), None, True),
 }
