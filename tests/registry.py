@@ -440,7 +440,8 @@ def _jko_any_start(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     way = Projected(balanced=False)
     one = torch.ones(1, dtype=torch.float64)
     grid = way.grid(256, 1)
-    start = way.measure(grid, torch.tensor([[0.9], [0.5]], dtype=torch.float64), torch.tensor([0.2, -0.1]).double())
+    W, a = torch.tensor([[0.9], [0.5]], dtype=torch.float64), torch.tensor([0.2, -0.1], dtype=torch.float64)
+    start = way.measure(grid, W, a, width=15.0)  # smooth: narrower features are as far off as the nodes make them
     return JKO(Risk(one[:, None], one, neurons=way), grid, tau=tau), start
 
 
