@@ -113,7 +113,7 @@ def test_projected_ends_at_the_norms_of_orthogonal_data_in_space(capsys: pytest.
     y = torch.tensor([1.0, 0.7, -0.9], dtype=D)
     risk, grid = bj.Risk(X, y, neurons=way), way.grid(nodes=1000, dim=3)
     kernel = bj.kernels.Dense(grid, 0.75 * grid.spacing**2, way.cost)
-    flow = bj.evolve(bj.JKO(risk, grid, tau=0.25, kernel=kernel), way.uniform(grid, radius=1e-2), 8.0)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=0.25, kernel=kernel), way.uniform(grid, radius=1e-2), 10.0)
     assert isinstance(flow.final, bj.GridMeasure)
     shares = (y / X.norm(dim=1)) ** 2
     expected = torch.stack([shares[y > 0].sum().sqrt(), shares[y < 0].sum().sqrt()])
