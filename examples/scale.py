@@ -25,9 +25,7 @@ risk = bj.Risk(X, y)
 grid = bj.Grid.uniform([-2.5] * 3, [2.5] * 3, [nodes] * 3)
 start = bj.GridMeasure.gaussian(grid, mean=0.0, std=0.5)
 particles = start.to_particles(drop=1e-9)
-fine, coarse = (
-    bj.evolve(bj.GradientDescent(risk, tau=tau), particles, 1.0) for tau in (1e-3, 2e-3)
-)
+fine, coarse = (bj.evolve(bj.GradientDescent(risk, tau=tau), particles, 1.0) for tau in (1e-3, 2e-3))
 own = bj.compare(coarse, fine, transport=False).sup_output_gap
 fastest = fine.final.positions.abs().max(0).values.tolist()
 print(

@@ -646,6 +646,15 @@ def _jko_projected_smooth(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
     return JKO(risk, grid, tau=tau, scheme=SecondOrder()), way.measure(grid, W, a, width=0.15 / grid.spacing)
 
 
+def _jko_any_start(tau: float) -> tuple[Stepper[Any, Any], GridMeasure]:
+    way = Projected(balanced=False)
+    one = torch.ones(1, dtype=torch.float64)
+    grid = way.grid(256, 1)
+    W, a = torch.tensor([[0.9], [0.5]], dtype=torch.float64), torch.tensor([0.2, -0.1], dtype=torch.float64)
+    start = way.measure(grid, W, a, width=15.0)  # smooth: narrower features are as far off as the nodes make them
+    return JKO(Risk(one[:, None], one, neurons=way), grid, tau=tau), start
+
+
 def _particles(
     kind: type[GradientDescent | GradientFlow | ImplicitGradientDescent | SlidingFlow],
 ) -> Callable[[float], tuple[Any, ParticleMeasure]]:
@@ -682,6 +691,7 @@ STEPPERS: dict[str, StepperCase] = {
     "jko, signed": StepperCase(_jko_signed, 1, True),
     "jko, scales": StepperCase(_jko_scales, 1, True),
     "jko, projected": StepperCase(_jko_projected, 1, False),
+    "jko, any start": StepperCase(_jko_any_start, 1, False),
     "gradient descent": StepperCase(_particles(GradientDescent), 1, True),
     "implicit gradient descent": StepperCase(_particles(ImplicitGradientDescent), 1, True),
     "adaptive jko": StepperCase(_around(_loose, _jko_lifted(61)), None, True),

@@ -113,7 +113,7 @@ def test_projected_ends_at_the_norms_of_orthogonal_data_in_space(capsys: pytest.
     y = torch.tensor([1.0, 0.7, -0.9], dtype=D)
     risk, grid = bj.Risk(X, y, neurons=way), way.grid(nodes=1000, dim=3)
     kernel = bj.kernels.Dense(grid, 0.75 * grid.spacing**2, way.cost)
-    flow = bj.evolve(bj.JKO(risk, grid, tau=0.25, kernel=kernel), way.uniform(grid, radius=1e-2), 8.0)
+    flow = bj.evolve(bj.JKO(risk, grid, tau=0.25, kernel=kernel), way.uniform(grid, radius=1e-2), 10.0)
     assert isinstance(flow.final, bj.GridMeasure)
     shares = (y / X.norm(dim=1)) ** 2
     expected = torch.stack([shares[y > 0].sum().sqrt(), shares[y < 0].sum().sqrt()])
@@ -152,33 +152,6 @@ def test_projected_follows_twenty_points_in_space(capsys: pytest.CaptureFixture[
     assert float((fine.outputs[-1] - fine.outputs[0]).abs().max()) >= 0.2 * size  # there is something to follow
     assert own <= found / 10
     assert found <= 5e-3
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
-def test_projected_from_any_start_closes_in_on_neurons_that_run_away(capsys: pytest.CaptureFixture[str]) -> None:
-    """The scale example of mathematics.md 1 on S^2: N(0, .25 I) is uniform there, of mass 3/8, and nothing leaves.
-
-    The gap to GD on 10,000 neurons is set by the nodes and falls with their distance: mass condenses on the great
-    circles w . x_j = 0, a fixed share of h away (mathematics.md 3, hazard iii).
-    """
-    way = bj.neurons.Projected(balanced=False)
-    X = torch.tensor([[-0.5, 1.0], [2.0, 1.0], [0.6, -1.0]], dtype=D)
-    risk = bj.Risk(X, torch.tensor([-1.0, 1.0, 0.5], dtype=D), neurons=way)
-    radius = 0.5 * math.sqrt(3 / 2)
-    many = way.particles(way.uniform(way.grid(nodes=10_000, dim=2), radius=radius))
-    fine = bj.evolve(bj.GradientDescent(risk, tau=0.05 / 80), many, 1.0, record=80)
-    gaps = []
-    for nodes in (300, 600, 1200):
-        grid = way.grid(nodes=nodes, dim=2)
-        kernel = bj.kernels.Dense(grid, 1.5 * grid.spacing**2, way.cost)
-        flow = bj.evolve(bj.JKO(risk, grid, tau=0.05, kernel=kernel), way.uniform(grid, radius=radius), 1.0)
-        assert float(flow.stats["boundary_mass"].nan_to_num().max()) == 0
-        gaps.append(sup_gap(flow, fine))
-    with capsys.disabled():
-        print(f"\n  gaps {', '.join(f'{g:.4f}' for g in gaps)}", end="")  # noqa: T201 - for reading
-    assert gaps[0] > gaps[1] > gaps[2]
-    assert gaps[2] <= 0.7 * gaps[0]  # h falls to a half, and the gap is of first order in it
 
 
 def crossing(times: Tensor, values: Tensor, level: float) -> float:

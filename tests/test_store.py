@@ -89,6 +89,9 @@ def interrupted() -> bj.Flow:
 
 FLOWS: dict[str, Callable[[], bj.Flow]] = {
     "lifted, widening": widening,
+    "projected, any start": lambda: flow(
+        on(Projected(balanced=False).grid(20, dim=3)), neurons=Projected(balanced=False)
+    ),
     "projected circle": lambda: flow(on(Projected().grid(12, dim=2)), neurons=Projected()),
     "projected sphere, float32": lambda: flow(
         on(Projected().grid(20, dim=3, dtype=torch.float32)), neurons=Projected()
