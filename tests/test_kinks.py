@@ -140,7 +140,7 @@ def test_more_kinks_than_nodes_are_met_within_a_gap() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # mass ends on kinks: that is the point
 def test_extrapolated_outputs_beat_a_first_order_flow_with_mass_on_kinks() -> None:
-    """Five points, 1,024 nodes with the kinks among them: 1e-2 -> 1.5e-3 of max|y|, and SecondOrder is no match."""
+    """Five points, 1,024 nodes with the kinks among them: 1e-2 -> 1.5e-3 of max|y|."""
     way = bj.neurons.Projected()
     risk = five_points(way)
     grid = way.grid(1024, 2, kinks=risk.X)
