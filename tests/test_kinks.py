@@ -78,10 +78,10 @@ def test_the_reference_keeps_its_order_with_mass_on_kinks() -> None:
     first, second = (sup_gap(one, two) for one, two in zip(flows, flows[1:], strict=False))
     assert 3.2 <= first / second <= 5.0
     limit = bj.extrapolate(*flows[1:], order=2)
-    descents = [bj.evolve(bj.GradientDescent(risk, 0.1 / k), start, 2.0, record=k) for k in (128, 256)]
+    descents = [bj.evolve(bj.GradientDescent(risk, 0.1 / k), start, 2.0, record=k) for k in (32, 64)]
     gaps = [sup_gap(descent, limit) for descent in descents]
     assert 1.8 <= gaps[0] / gaps[1] <= 2.2
-    assert gaps[1] <= 1e-4
+    assert gaps[1] <= 4e-4  # 2.5e-4 at 512 nodes, halving with the step
 
 
 def test_weight_decay_shrinks_sliding_neurons() -> None:
@@ -140,7 +140,7 @@ def test_more_kinks_than_nodes_are_met_within_a_gap() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")  # mass ends on kinks: that is the point
 def test_extrapolated_outputs_beat_a_first_order_flow_with_mass_on_kinks() -> None:
-    """Five points, 1,024 nodes with the kinks among them: 1e-2 -> 1.5e-3 of max|y|, and SecondOrder is no match."""
+    """Five points, 1,024 nodes with the kinks among them: 1e-2 -> 1.5e-3 of max|y|."""
     way = bj.neurons.Projected()
     risk = five_points(way)
     grid = way.grid(1024, 2, kinks=risk.X)

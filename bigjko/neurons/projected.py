@@ -72,7 +72,7 @@ class Projected(Neurons):
         radius: float = 3.0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
-        kinks: Float[Tensor, "n 2"] | None = None,
+        kinks: Float[Tensor, "n d"] | None = None,
     ) -> Grid:
         """`nodes` directions (on each of two sheets if balanced); there is no radius.
 
