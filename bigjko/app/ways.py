@@ -17,7 +17,7 @@ from bigjko_kernels import Grid
 
 from ..errors import MeasureError
 from ..measure import GridMeasure
-from ..neurons import Lifted, Neurons, PolarCone, PolarFlat, Projected, Signed, Split
+from ..neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Scales, Signed, Split
 from .sections import Numbers, Positive, Section, given
 
 Keys = tuple[str, ...]
@@ -104,7 +104,7 @@ def grid_of(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> Grid:
 
 
 def _gaussian(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
-    mean, std = (_per_axis(value, grid, dim + 1) for value in (choice.mean, choice.std))
+    mean, std = (_per_axis(value, grid, len(grid.factors)) for value in (choice.mean, choice.std))
     return GridMeasure.gaussian(grid, mean, std)
 
 
@@ -186,6 +186,8 @@ WAYS: dict[str, Way] = {
     "lifted": Way(Lifted, _BOX, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
     "signed": Way(Signed, _CUBE, _SHEETS),
     "split": Way(Split, _CUBE, _SHEETS),
+    "pairs": Way(Pairs, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
+    "scales": Way(Scales, _CUBE, {"network": _NORMAL}),
     "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}),
     "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}),
     "projected": Way(Projected, (("nodes",),), {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED}),
