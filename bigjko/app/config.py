@@ -128,7 +128,9 @@ class JKOChoice(StepChoice):
 class MethodChoice(Section):
     """How the neurons themselves move."""
 
-    method: Literal["gd", "flow"] = Field(description="'gd' (gradient descent) or 'flow' (its ODE, by Dormand-Prince)")
+    method: Literal["gd", "implicit", "flow", "sliding"] = Field(
+        description="'gd', 'implicit' (proximal point), 'flow' (the ODE, by Dormand-Prince) or 'sliding' (along kinks)"
+    )
     tau: Positive = Field(description="a positive time step (of 'flow': between records)")
     drop: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=1e-12, description="a share in [0, 1): nodes lighter than that of the heaviest carry no particle"
@@ -138,8 +140,10 @@ class MethodChoice(Section):
 
     @model_validator(mode="after")
     def _tolerances_of_flow(self) -> "MethodChoice":
-        if self.method == "gd" and (self.rtol, self.atol) != (None, None):
-            raise ValueError("received rtol or atol for method = 'gd', need none: leave them out, or take 'flow'")
+        if self.method != "flow" and (self.rtol, self.atol) != (None, None):
+            raise ValueError(
+                f"received rtol or atol for method = '{self.method}', need none: leave them out, or take 'flow'"
+            )
         return self
 
 

@@ -16,7 +16,7 @@ from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, eps
 from ..losses import Huber, Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
 from ..neurons.dynamics import Dynamics
-from ..particles import GradientDescent, GradientFlow
+from ..particles import GradientDescent, GradientFlow, ImplicitGradientDescent, SlidingFlow
 from ..risk import Risk
 from ..stepper import Stepper
 from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
@@ -133,6 +133,16 @@ def _descent(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | 
     return GradientDescent(risk, tau, dynamics)
 
 
+def _implicit(
+    risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | None = None
+) -> ImplicitGradientDescent:
+    return ImplicitGradientDescent(risk, tau, dynamics=dynamics)
+
+
+def _sliding(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | None = None) -> SlidingFlow:
+    return SlidingFlow(risk, tau)
+
+
 def _flow(risk: Risk, choice: MethodChoice, tau: float, dynamics: Dynamics | None = None) -> GradientFlow:
     own = {key: value for key in ("rtol", "atol") if (value := getattr(choice, key)) is not None}
     return GradientFlow(risk, tau, **own, dynamics=dynamics)
@@ -143,7 +153,12 @@ LOSSES: dict[str, Callable[[float, LossChoice], Loss]] = {
     "logistic": lambda scale, choice: Logistic(scale),
     "huber": lambda scale, choice: Huber(choice.delta or 0.0, scale),
 }
-METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {"gd": _descent, "flow": _flow}
+METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {
+    "gd": _descent,
+    "implicit": _implicit,
+    "flow": _flow,
+    "sliding": _sliding,
+}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..compare import compare
 from ..evolve import evolve
+from ..extrapolate import extrapolate
 from ..flow import Flow
 from ..jko import epsilon_of
 from ..measure import GridMeasure, ParticleMeasure
@@ -35,6 +36,7 @@ _POINTS = 300  # thinned to, for transport: a tenth of the time of compare's own
 _WINDOWS = 16
 _TRUST = 10  # times that a reference's own error must be below the gap
 _EXACT_SEEDS = 5
+_SAME = 1e-9  # what rounding makes of a tau twice another
 
 
 def execute_study(study: Study, out: Path, console: Any) -> list[Row]:
@@ -130,7 +132,7 @@ class _Pair:
         held = {r.label: self._reference(here, r) for r in self.way.references if _asks(lacking, r.label)}
         both = {"extrapolated": 2, "jko": 1}  # how many flows a row needs: its own tau's, and the one before
         needed = {self.taus[self.taus.index(r["tau"]) - k] for r in lacking for k in range(both[r["kind"]])}
-        last: tuple[float, Flow] | None = None
+        last: Flow | None = None
         for tau in self.taus:
             if tau not in needed:
                 last = None
@@ -140,10 +142,10 @@ class _Pair:
                 if _is(row, "jko", tau):
                     self.table.add(row | facts | self._gaps(here, flow, held[row["reference"]]))
                 elif _is(row, "extrapolated", tau):
-                    pair = None if last is None or flow is None else extrapolated(last[1], flow, last[0], tau)
+                    pair = None if last is None or flow is None else extrapolate(last, flow)
                     status = {"status": "ok" if pair is not None else "a flow that it needs failed"}
                     self.table.add(row | status | self._output_gaps(pair, held[row["reference"]]))
-            last = None if flow is None else (tau, flow)
+            last = flow
 
     def _rows(self, here: Place) -> Iterator[Row]:
         """The rows that a grid should have, by what tells them apart."""
@@ -151,7 +153,7 @@ class _Pair:
             for reference in self.way.references:
                 row = self._facts(here, tau) | {"reference": reference.label}
                 yield row | {"kind": "jko"}
-                if k:
+                if k and abs(self.taus[k - 1] / tau - 2) < _SAME:
                     yield row | {"kind": "extrapolated"}
 
     def _facts(self, here: Place, tau: float) -> Row:
@@ -319,24 +321,6 @@ def _tolerance(choice: Reference, name: str) -> float | None:
 
     given: float | None = getattr(choice, name)
     return given if given is not None else float(getattr(GradientFlow, name))
-
-
-def extrapolated(coarse: Flow, fine: Flow, tau: float, half: float) -> Flow:
-    """Richardson's extrapolation to tau = 0 of outputs and risks, at the coarse flow's times; no measure belongs to it.
-
-    (tau u_half - half u_tau) / (tau - half) cancels what is linear in tau.
-    """
-    at = [int((fine.times - t).abs().argmin()) for t in coarse.times]
-    share = half / (tau - half)
-    outputs = fine.outputs[at] + share * (fine.outputs[at] - coarse.outputs)
-    risks = fine.risks[at] + share * (fine.risks[at] - coarse.risks)
-    kept = [k for k, t in enumerate(coarse.times) if abs(float(fine.times[at[k]] - t)) < _SAME * max(1.0, float(t))]
-    return dataclasses.replace(
-        coarse, times=coarse.times[kept], outputs=outputs[kept], risks=risks[kept], masses=coarse.masses[kept], stats={}
-    )
-
-
-_SAME = 1e-9
 
 
 def window_gap(way: Neurons, one: GridMeasure | ParticleMeasure, two: GridMeasure | ParticleMeasure) -> float:

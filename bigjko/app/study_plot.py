@@ -153,6 +153,6 @@ def _finish(ax: Any, x: str, y: str, ticks: list[float] | None = None) -> None:
 
 def reference_name(reference: str) -> str:
     """What a reference is called where there is room for it."""
-    names = {"gd": "GD", "flow": "the gradient flow", "implicit": "implicit GD"}
+    names = {"gd": "GD", "flow": "the gradient flow", "implicit": "implicit GD", "sliding": "the sliding flow"}
     word, _, rest = reference.partition(" ")
     return names.get(word, word) + (f" ({rest})" if rest else "")

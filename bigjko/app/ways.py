@@ -33,6 +33,7 @@ class GridChoice(Section):
     )
     low: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
     high: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
+    kinks: Literal[True] | None = Field(default=None, description="true: nodes on the kinks w . x_j = 0 of the data")
 
 
 class Start(Section):
@@ -92,6 +93,8 @@ def grid_of(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> Grid:
     if choice.nodes is not None and choice.low is None:
         if choice.radius is not None:
             kind["radius"] = choice.radius
+        if choice.kinks:
+            kind["kinks"] = X
         return way.grid(choice.nodes, dim, **kind)
     axes = dim + 1
     shape = choice.shape or [choice.nodes or 0] * axes
