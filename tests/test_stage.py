@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bigjko as bj
-from bigjko.jko.stage import support
+from bigjko.jko.stage import BoxedMeasure, support
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
@@ -71,8 +71,9 @@ def test_a_step_out_of_its_box_is_taken_again_on_a_wider_one() -> None:
     for idle in (1e-15, 0.0):
         jko = bj.JKO(field, grid, tau=0.1, idle=idle)
         taken[idle] = jko.step(start, jko.init(start), 0.1)
-    first = support(start, 1e-15, 4)
-    assert first is not None
+    found = support(start, 1e-15, 4)
+    assert found is not None
+    first, _ = found
     small = math.prod(side.stop - side.start for side in first) / grid.size
     boxed, whole = taken[1e-15], taken[0.0]
     assert small < boxed.stats["stage"] <= 0.25
@@ -86,10 +87,14 @@ def test_the_box_holds_the_mass() -> None:
     grid = bj.Grid.uniform([-3.0, -3.0, -3.0], [3.0, 3.0, 3.0], [64, 72, 64])
     measure = concentrated(grid, 1.5)
     for idle in (1e-15, 1e-9):
-        box = support(measure, idle, 4)
-        assert box is not None
+        found = support(measure, idle, 4)
+        assert found is not None
+        box, outside = found
         assert all(side.start % 4 == 0 for side in box)
-        assert float(measure.mass - measure.masses[box].sum()) <= idle + 1e-15
+        lost = measure.masses.clone()
+        lost[box] = 0.0
+        assert outside == pytest.approx(float(lost.sum()), rel=1e-9)
+        assert outside <= idle
     assert support(measure, 0.0, 4) is None
     assert support(bj.GridMeasure.gaussian(grid, 0.0, 1.0), 1e-15, 4) is None  # more than a quarter of the nodes
 
@@ -111,6 +116,24 @@ def test_mass_outside_the_box_stays_to_the_last_bit() -> None:
     assert torch.equal(step.measure.masses, step.measure.log_masses.exp())
     again = jko.step(start, jko.init(start), 0.05)  # on the stage that is kept
     assert torch.equal(again.measure.log_masses, step.measure.log_masses)
+
+
+def test_steps_on_one_box_touch_no_array_of_the_whole_grid() -> None:
+    """Until someone asks for the whole measure, which is then that of its box and of the start around it."""
+    grid = bj.Grid.uniform([-3.0, -3.0], [3.0, 3.0], [144, 144])
+    start = concentrated(grid)
+    jko = bj.JKO(bj.Potential(lambda x: 0.01 * x[:, 0]), grid, tau=0.01)
+    first = jko.step(start, jko.init(start), 0.01)
+    second = jko.step(first.measure, first.state, 0.01)
+    measure = second.measure
+    assert isinstance(measure, BoxedMeasure)
+    assert not {"masses", "log_masses"} & (vars(first.measure).keys() | vars(measure).keys())
+    assert second.state.old is first.state.old
+    plain = bj.GridMeasure(grid, measure.log_masses)
+    assert torch.equal(measure.masses, plain.masses)
+    assert float(measure.mass) == pytest.approx(float(plain.mass), abs=1e-15)
+    assert abs(float(measure.boundary_mass - plain.boundary_mass)) <= 1e-15
+    assert second.state.whole_d(jko.transport).shape == grid.shape
 
 
 @pytest.mark.parametrize("idle", [-1e-9, 1e-3, math.nan])

@@ -171,9 +171,10 @@ class Widening(Stepper[GridMeasure, WideningState]):
         )
         log_masses = torch.full(grid.shape, LOG_ZERO, dtype=grid.dtype, device=grid.device)
         log_masses[box] = measure.log_masses
-        transport = self._on(grid).transport
-        d = continued(state.d, box, torch.full_like(log_masses, LOG_ZERO), transport)
-        return GridMeasure(grid, log_masses), replace(state, d=d)
+        d = continued(
+            state.whole_d(self._on(old).transport), box, torch.full_like(log_masses, LOG_ZERO), self._on(grid).transport
+        )
+        return GridMeasure(grid, log_masses), replace(state, d=d, box=None, old=None)
 
 
 _FEWEST = 4  # nodes

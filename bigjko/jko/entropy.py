@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bigjko_kernels import Cost
+from bigjko_kernels.fit import fit
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.sums import parts
 
 from ..errors import StepError
 from ..transport import OnGrid, Transport
@@ -101,23 +101,17 @@ class Debiased(Entropy):
 
     def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
-        mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
-        worst = top = d.new_full((), -math.inf)
-        for log_p_i, log_r, d_i, new in parts(log_p, transport.reproduced(d, work), d, out):
-            log_ratio = log_p_i - log_r
-            torch.add(d_i, log_ratio, alpha=transport.rate, out=new)
-            worst, top = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max())
-            p, r = log_p_i.exp(), log_r.exp_()
-            mass += p.sum(dtype=torch.float64)
-            reproduced += r.sum(dtype=torch.float64)
-            missed += p.sub_(r).abs_().sum(dtype=torch.float64)
+        found = fit(log_p, transport.reproduced(d, work), d, transport.rate, out)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
-        out.clamp_(min=top - _DEPTH * transport.epsilon)
-        temperature = transport.dearest * transport.epsilon
-        gap = temperature * mass * (worst.double() + (reproduced / mass).log()).clamp(min=0.0)
-        return Refit(out, float(missed / mass), float(gap))
+        out.clamp_(min=found.top - _DEPTH * transport.epsilon)
+        if not (found.mass > 0 and found.reproduced > 0):
+            return Refit(out, math.nan, math.nan)
+        worst = found.worst + math.log(found.reproduced / found.mass)
+        return Refit(
+            out, found.missed / found.mass, transport.dearest * transport.epsilon * found.mass * max(0.0, worst)
+        )
 
 
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly

@@ -24,7 +24,7 @@ from .entropy import Debiased, Entropy, Refit, epsilon_of
 from .problem import Room, Solution, StepProblem, StepSolver
 from .scheme import FirstOrder, Scheme
 from .size import step_memory
-from .stage import Box, Stage, part, support
+from .stage import Box, Stage, continued, part, support
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +33,23 @@ class JKOState:
 
     Attributes:
         z: (n,) the dual point, grad g(M q).
-        d: the debiasing potential that fits q.
+        d: the debiasing potential that fits q, on the nodes of `box`.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
         margin: nodes around the mass that the next step's box begins with.
+        box: the nodes that the last step worked on; None for all.
+        old: the potential of the whole grid before there was this box.
     """
 
     z: Float[Tensor, " n"]
-    d: Float[Tensor, "*grid"]
+    d: Tensor
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
+    box: Box | None = None
+    old: Float[Tensor, "*grid"] | None = None
+
+    def whole_d(self, transport: Transport) -> Float[Tensor, "*grid"]:
+        """d on the whole grid, whose transport it is given."""
+        return self.d if self.box is None or self.old is None else continued(self.d, self.box, self.old, transport)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +182,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         """One step of physical time dt. No gradient passes through it."""
         margin, evaluations, passes = state.margin, 0, 0
         while True:
-            stage = self._stage(support(measure, self.idle, margin))
+            box, outside = support(measure, self.idle, margin) or (None, 0.0)
+            stage = self._stage(box)
             taken = self._on(stage, measure, state, dt)
             evaluations, passes = evaluations + taken.evaluations, passes + taken.passes
             leaving, allowed = stage.leaving(taken.masses, self.grid), self.idle * float(measure.mass)
@@ -186,9 +195,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
         width = float(GridMeasure.known(stage.grid, log_p, taken.masses).width)
-        new = GridMeasure.known(
-            self.grid, stage.paste(log_p, measure.log_masses), stage.paste(taken.masses, measure.masses)
-        )
+        new = stage.moved(measure, outside, log_p, taken.masses)
         if not 0 < float(new.mass) < math.inf:  # NaN, or it shrank below the smallest number
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, Status.not_finite)
         change = float(new.mass / measure.mass) - 1
@@ -214,7 +221,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None
         if leaving <= _ROOMY * allowed:  # at least two nodes more than it took
             margin = max(JKOState.margin, margin - 1)
-        after = JKOState(z, stage.continued(d, state.d, self.transport), learned, margin)
+        old = None if stage.box is None else state.old if stage.box == state.box else state.whole_d(self.transport)
+        after = JKOState(z, d, learned, margin, stage.box, old)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     def _stage(self, box: Box | None) -> Stage:
@@ -234,7 +242,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
 
     def _on(self, stage: Stage, measure: GridMeasure, state: JKOState, dt: float) -> "_Taken":
         """The passes of a step on its stage."""
-        log_q, q, d = stage.cut(measure.log_masses), stage.cut(measure.masses), stage.cut(state.d)
+        log_q, q = stage.measure(measure)
+        d = state.d if stage.box == state.box else stage.cut(state.whole_d(self.transport))
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)

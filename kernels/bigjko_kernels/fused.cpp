@@ -59,39 +59,9 @@ inline double most(const Nodes& a) {
     return m;
 }
 
-// What a grid's dtype asks for. margin: exp(-margin) may be left out, which is below the rounding of the result.
-// exp: minimax on |r| <= log(2)/2, highest power first. log: that of (2 atanh(f)/f - 2)/f^2 in f^2, 1/2 <= x^2 <= 2.
-struct Double {  // 2e-16 and 1e-17
-    static constexpr double margin = 37;
-    static constexpr double exp[] = {
-        2.76263710656963561e-7, 2.76401973916948405e-6, 2.48015043137855402e-5, 1.98411702305702867e-4,
-        1.38888889325147794e-3, 8.33333338569921173e-3, 4.16666666665730777e-2, 1.66666666665543146e-1,
-        5.00000000000000562e-1, 1.00000000000000675,    1.0};
-    static constexpr double log[] = {1.46164496850434059e-1, 1.53317216005560413e-1, 1.81828891252617221e-1,
-                                     2.22222111347950799e-1, 2.85714286259754849e-1, 3.99999999998995045e-1,
-                                     6.66666666666666969e-1};
-};
-struct Single {  // 2e-9 and 1e-9
-    static constexpr double margin = 20;
-    static constexpr double exp[] = {1.39411188958370008e-3, 8.37513477462432517e-3, 4.16663527711222113e-2,
-                                     1.66664154140411784e-1, 5.00000004714605742e-1, 1.00000003773887126, 1.0};
-    static constexpr double log[] = {2.95799493919727847e-1, 3.99887805660219819e-1, 6.66666850395758550e-1};
-};
-
-template <int N>
-inline V polynomial(const double (&c)[N], V x) {
-    V p = all(c[0]);
-#pragma GCC unroll 16
-    for (int i = 1; i < N; ++i) p = p * x + c[i];
-    return p;
-}
-
 template <class P, int N>
-inline Vector<N> exp_of(Vector<N> a) {  // of a <= 0; what is below exp(-708) becomes that
-    EACH {
-        const V x = larger(a.v[h], all(-708)), y = x * 0x1.71547652b82fep0 + 0x1.8p52, n = y - 0x1.8p52;
-        a.v[h] = (V)((M)polynomial(P::exp, x - n * 0x1.62e42fefa39efp-1) + ((M)y << 52));
-    }
+inline Vector<N> exp_of(Vector<N> a) {
+    EACH a.v[h] = exp_of<P>(a.v[h]);
     return a;
 }
 
