@@ -22,15 +22,21 @@ torch.set_num_threads(1)
 shape, dtype, n, decay = eval(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-X = torch.randn(n, len(shape) - 1, dtype=dtype)
-risk = bj.Risk(X, torch.randn(n, dtype=dtype), loss=bj.losses.Squared(scale=1 / n), weight_decay=decay)
+CONE = len(shape) == 1
+X = torch.randn(n, 2 if CONE else len(shape) - 1, dtype=dtype)
+way = bj.neurons.Polar() if CONE else bj.neurons.Lifted()
+risk = bj.Risk(X, torch.randn(n, dtype=dtype), neurons=way, loss=bj.losses.Squared(scale=1 / n), weight_decay=decay)
 def step(shape):
-    grid = bj.Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
+    if CONE:
+        grid = risk.neurons.grid(shape[0], 2)
+        start = bj.GridMeasure.from_density(grid, lambda points: torch.exp(-((points[:, -1] - 1) ** 2) * 5))
+    else:
+        grid = bj.Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype)
+        start = bj.GridMeasure.gaussian(grid, 0.0, 0.8)
     jko = bj.JKO(risk, grid, tau=0.01)
-    start = bj.GridMeasure.gaussian(grid, 0.0, 0.8)
     state = jko.init(start)
     return jko.memory, jko.step(start, state, 0.01), start, state
-step([12] * len(shape))
+step([16] * len(shape))
 before = resident("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 estimate = step(shape)[0]
@@ -48,6 +54,7 @@ print(estimate, resident("VmHWM") - before)
         ((112, 112, 112), "float64", 200, 0.01),
         ((1600, 1600), "float64", 50, 0.0),
         ((2000, 2000), "float32", 10, 0.0),
+        ((512,), "float64", 20, 0.0),  # directions, times the radii of PolarCone's own grid
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """`bigjko study`: what it leaves, the orders it fits, what it refuses, and how it stops and goes on."""
 
 import csv
+import dataclasses
 import json
 import math
 import tomllib
@@ -107,10 +108,11 @@ def test_a_row_says_what_the_flows_say(tmp_path: Path) -> None:
     jko = bj.evolve(bj.JKO(risk, grid, tau=0.05), start, 0.2)
     coarse, fine = (bj.evolve(bj.GradientDescent(risk, tau=t), way.particles(start), 0.2) for t in (0.02, 0.01))
     held = bj.compare(jko, fine, transport=False)
-    assert row["gap"] == pytest.approx(held.sup_output_gap, rel=1e-9)
-    assert row["risk_gap"] == pytest.approx(float(held.risk_gap[-1]), rel=1e-9)
+    # Eight digits are written, and a row says what was written.
+    assert row["gap"] == pytest.approx(held.sup_output_gap, rel=1e-7)
+    assert row["risk_gap"] == pytest.approx(float(held.risk_gap[-1]), rel=1e-7)
     error = bj.compare(coarse, fine, transport=False).sup_output_gap
-    assert row["reference_error"] == pytest.approx(error, rel=1e-9)
+    assert row["reference_error"] == pytest.approx(error, rel=1e-7)
     assert row["trusted"] == int(10 * error <= row["gap"])
 
 
@@ -160,6 +162,8 @@ def made(kind: str, gap: Callable[[float, float], float], **more: Any) -> list[t
             "trusted": 1,
             "h": h,
             "tau": tau,
+            "shape": f"{h:g}",
+            "nodes": 9,
         }
         | {"gap": gap(tau, h)}
         | more
@@ -196,6 +200,28 @@ def test_gaps_that_the_grid_decides_and_references_that_are_not_better_do_not_co
     assert math.isnan(order([row | {"trusted": 0} for row in rows], "jko", "tau")["order"])
 
 
+def test_boxes_of_one_spacing_are_one_grid_to_orders(tmp_path: Path) -> None:
+    """Of two boxes with the same h the larger counts; the figure shows both."""
+    rows = made("jko", lambda tau, h: tau + h**2) + made("extrapolated", lambda tau, h: h**2)
+    smaller = [row | {"gap": 2 * row["gap"], "shape": "small", "nodes": 4} for row in rows if row["h"] == 0.1]
+    for every in (rows + smaller, smaller + rows):
+        for kind, variable in (("jko", "tau"), ("jko", "h"), ("extrapolated", "h")):
+            assert order(every, kind, variable) == pytest.approx(order(rows, kind, variable), nan_ok=True)
+    shown = [row | {"gap_share": row["gap"]} for row in smaller + rows]
+    figure = plot_study(shown, orders.fitted(shown), tmp_path / "study.png")
+    labels, (said,) = figure.axes[0].get_legend_handles_labels()[1], figure.axes[0].texts
+    assert {"h = 0.1 (small)", "h = 0.1 (0.1)", "h = 0.2"} <= set(labels)
+    assert said.get_text().endswith("= 0.8, 0.4, 0.2")  # the points that the order was fitted on
+
+
+def test_a_floor_that_is_not_known_is_not_zero(tmp_path: Path) -> None:
+    rows = made("jko", lambda tau, h: tau + h**2)
+    assert math.isnan(order(rows, "jko", "tau")["floor"])
+    orders.write_orders(rows, tmp_path / "orders.csv")
+    with (tmp_path / "orders.csv").open(encoding="utf-8") as lines:
+        assert {row["floor"] for row in csv.DictReader(lines)} == {""}
+
+
 def test_orders_in_m_are_those_of_the_mean_over_seeds() -> None:
     rows = [
         {name: None for name in table.COLUMNS}
@@ -208,6 +234,19 @@ def test_orders_in_m_are_those_of_the_mean_over_seeds() -> None:
     assert order(rows, "width", "m", "transport")["order"] == pytest.approx(-0.25, abs=1e-12)
     floor = rows[0] | {"kind": "floor", "m": None, "seed": None, "gap": 0.005}
     assert order([*rows, floor], "width", "m")["used"] == "10 100 1000"  # the mean at 10^4 is twice the floor
+
+
+def test_extrapolation_is_of_the_order_of_the_scheme(tmp_path: Path) -> None:
+    asked = TINY.replace(", { nodes = 48 }", "") + 'jko = { scheme = "second" }\n'
+    rows = study.execute_study(study_config.load_study(written(tmp_path, asked)), tmp_path / "out", None)
+    X, y = torch.tensor([[-0.5, 1.0], [2.0, 1.0]], dtype=D), torch.tensor([-1.0, 1.0], dtype=D)
+    risk = bj.Risk(X, y, neurons=(way := bj.neurons.Projected()), loss=bj.losses.Squared(0.5))
+    start = way.uniform(grid := way.grid(nodes=24, dim=2), radius=0.7)
+    coarse, fine = (bj.evolve(bj.JKO(risk, grid, tau=t, scheme=bj.SecondOrder()), start, 0.2) for t in (0.1, 0.05))
+    gd = bj.evolve(bj.GradientDescent(risk, tau=0.01), way.particles(start), 0.2)
+    held = bj.compare(bj.extrapolate(coarse, fine, order=2), gd, transport=False)
+    (row,) = (row for row in rows if row["kind"] == "extrapolated")
+    assert row["gap"] == pytest.approx(held.sup_output_gap, rel=1e-7)
 
 
 # ----------------------------------------------------------------------------------------------------- windows, draws
@@ -258,6 +297,7 @@ BAD = [
     ('way = "projected"', 'way = "projcted"', r"unknown way 'projcted', need one of .*did you mean 'projected'\?"),
     ("{ nodes = 48 }", "{ nodes = 1 }", r"in \[ways.grids 2\] of \[\[ways\]\] 1: received nodes = 1, need a whole"),
     ("{ nodes = 48 }", "{ nodes = 48, radius = 2.0 }", "received a grid with nodes and radius, need nodes"),
+    ("t_end = 0.2", "t_end = 0.2, save_at = [0.1]", r"in \[\[problems\]\] 1: received save_at = \[0.1\], need t_end"),
     ('"gd"', '"dg"', r"in \[ways.references 1\] of \[\[ways\]\] 1: received method = \"dg\", need"),
     ('"uniform"', '"gaussian"', "received kind = 'gaussian' for way = 'projected'"),
     ("taus", 'problems = ["pear"]\ntaus', "received the problem 'pear' for the way 'circle', need one of pair"),
@@ -292,6 +332,39 @@ def test_a_folder_of_another_study_is_refused_untouched(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["study.toml"]
 
 
+BROKEN = [
+    (lambda text: text[:-9], "study.csv, whose line 3 is broken, need 27 cells and an end: delete that line"),
+    (lambda text: text[:-1], "study.csv, whose line 3 is broken"),  # the last number may be cut short
+    (lambda text: text.replace("0.1,", "0.1;", 1), "study.csv, whose line 2 is broken"),
+    (lambda text: text.replace(",", ";"), "study.csv with other columns, need what this version's studies write"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), BROKEN)
+def test_a_broken_table_is_refused_untouched(harm: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    file, path = written(tmp_path, TINY), tmp_path / "out" / "study.csv"
+    path.parent.mkdir()
+    (path.parent / "study.toml").write_text(dump(study_config.load_study(file)), "utf-8")
+    whole = table.Table(path)
+    for tau in (0.1, 0.05):
+        whole.add({"kind": "jko", "problem": "pair", "way": "circle", "shape": "2x24", "tau": tau, "status": "ok"})
+    harmed = harm(path.read_text("utf-8"))
+    path.write_text(harmed, "utf-8")
+    done = invoke("study", file, "--out", path.parent)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert path.read_text("utf-8") == harmed
+
+
+def test_rows_are_what_will_be_read_again(tmp_path: Path) -> None:
+    """Rows of a grid that were read and rows that were added must have the same h, or orders take them for two."""
+    path = tmp_path / "study.csv"
+    path.write_text("", "utf-8")  # stopped before its first line: begun again
+    begun = table.Table(path)
+    begun.add({"kind": "jko", "h": math.pi / 12, "tau": 1 / 3, "gap": math.nan, "m": 7, "status": "ok"})
+    assert begun.rows == table.load(path)
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=[file.stem for file in EXAMPLES])
 def test_the_study_files_can_be_read(file: Path) -> None:
     asked = study_config.load_study(file)
@@ -312,6 +385,48 @@ def test_a_flow_that_fails_is_a_row(tmp_path: Path) -> None:
     assert len(rows) == 2
     assert all(row["status"] != "ok" and row["gap"] is None for row in rows)
     assert "2 of them failed" in done.stdout
+
+
+def test_a_step_that_fails_at_once_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        X, y = torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D)
+        start = bj.ParticleMeasure.from_network(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D))
+        flow = bj.evolve(bj.GradientDescent(bj.Risk(X, y), tau=0.1), start, 0.1)
+        stats = {name: torch.full((1,), math.nan, dtype=D) for name in ("evaluations", "width", "boundary_mass")}
+        only = {name: getattr(flow, name)[:1] for name in ("times", "outputs", "risks", "masses")}
+        raise bj.FlowError("stopped", bj.Status.infeasible, dataclasses.replace(flow, stats=stats, **only))
+
+    monkeypatch.setattr(study, "evolve", fail)
+    rows = study.execute_study(study_config.load_study(written(tmp_path, TINY)), tmp_path / "out", None)
+    assert len(rows) == 6
+    assert all(row["status"] != "ok" and row["gap"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted between two flows: the same command with --out"),
+        (MemoryError("8 GiB"), 2, r"error: received grids that do not fit into memory (8 GiB): take fewer nodes"),
+    ],
+)
+def test_what_comes_between_flows(
+    raised: BaseException, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harm(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(study, "place", harm)
+    done = invoke("study", written(tmp_path, TINY), "--out", tmp_path / "out")
+    assert done.exit_code == code
+    assert done.stderr.startswith(message)
+
+
+def test_the_help_has_a_study_that_can_be_read_and_every_way(tmp_path: Path) -> None:
+    text = invoke("study", "--help").stdout
+    example = "[[problems]]\n" + text.split("[[problems]]\n")[1].split("It leaves")[0]
+    file = written(tmp_path, "\n".join(line.strip() for line in example.splitlines()))
+    assert study_config.load_study(file).pairs()
+    assert not [name for name in WAYS if name not in text]
 
 
 def test_ctrl_c_keeps_the_rows_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

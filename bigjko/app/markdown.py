@@ -8,7 +8,7 @@
 import re
 from pathlib import Path
 
-from .orders import fitted, mean_over_seeds
+from .orders import fitted, mean_over_seeds, widest
 from .study_plot import reference_name
 from .table import Row, load
 
@@ -39,7 +39,7 @@ def gaps_table(rows: list[Row]) -> str:
     ]
     steps = [r for r in rows if r["kind"] == "jko"]
     for problem, way, reference in dict.fromkeys((r["problem"], r["way"], r["reference"]) for r in steps):
-        mine = [r for r in rows if (r["problem"], r["way"], r["reference"]) == (problem, way, reference)]
+        mine = widest([r for r in rows if (r["problem"], r["way"], r["reference"]) == (problem, way, reference)])
         of_jko = [r for r in mine if r["kind"] == "jko"]
         finest, least = min(r["h"] for r in of_jko), min(r["tau"] for r in of_jko)
         last = {r["kind"]: r for r in mine if (r["h"], r["tau"]) == (finest, least)}
@@ -83,7 +83,7 @@ def widths_table(rows: list[Row]) -> str:
             what += f" at blur {mine[0]['blur']:g}"
         used = fit["used"].split()
         ends = [f"{mean:.2e} ± {spread:.0e} (m = {m:,.0f})" for m, mean, spread in (means[0], means[-1])]
-        floor = _n(fit["floor"]) if fit["floor"] else "-"
+        floor = _n(fit["floor"])
         lines.append(
             f"| {fit['way']}, {fit['problem']} | {what} | {_n(fit['order'], '.2f')} ({used[0]} to {used[-1]}) "
             f"| {ends[0]} | {ends[1]} | {floor} |"

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .table import Row
 
@@ -20,8 +21,14 @@ def write_orders(rows: list[Row], path: Path) -> list[Row]:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for row in found:
-            table.writerow([f"{row[c]:.6g}" if isinstance(row[c], float) else row[c] for c in COLUMNS])
+            table.writerow([_cell(row[c]) for c in COLUMNS])
     return found
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
 
 
 def fitted(rows: list[Row]) -> list[Row]:
@@ -29,8 +36,9 @@ def fitted(rows: list[Row]) -> list[Row]:
 
     In tau, gaps count that the grid has no say in: the next coarser one changes them by less than a fifth (all of them,
     where there is one grid only); and only against references whose own error is ten times smaller. The floor beside
-    them is the gap left at the two smallest taus after Richardson's extrapolation to tau = 0. In h, all grids count; of
-    the extrapolated gap the slope is that at tau = 0. In m, means over seeds count that are at least three times the
+    them is the gap left at the two smallest taus after Richardson's extrapolation to tau = 0, NaN where there is none.
+    In h, all grids count, of boxes with the same h the one with most nodes; of the extrapolated gap the slope is that
+    at tau = 0. In m, means over seeds count that are at least three times the
     gap between JKO and the particles on all nodes. A slope without two points is NaN.
     """
     found = []
@@ -49,9 +57,10 @@ def _steps(rows: list[Row], every: list[Row]) -> list[Row]:
     """In tau on the finest grid, and in h at the smallest tau."""
     if not rows:
         return []
+    rows = widest(rows)
     grids, least = sorted({r["h"] for r in rows}), min(r["tau"] for r in rows)
-    left = [r["gap"] for r in every if (r["kind"], r["h"], r["tau"]) == ("extrapolated", grids[0], least)]
-    floor = left[0] if left and rows[0]["kind"] == "jko" else 0.0
+    left = [r["gap"] for r in widest(every) if (r["kind"], r["h"], r["tau"]) == ("extrapolated", grids[0], least)]
+    floor = left[0] if left and rows[0]["kind"] == "jko" else math.nan
     coarser = {r["tau"]: r["gap"] for r in rows if r["h"] == grids[min(1, len(grids) - 1)]}
     in_tau = [
         (r["tau"], r["gap"])
@@ -60,7 +69,7 @@ def _steps(rows: list[Row], every: list[Row]) -> list[Row]:
     ]
     in_h = [(r["h"], r["gap"]) for r in rows if r["tau"] == least]
     found = [_order("tau", "gap", in_tau, floor)] if len({r["tau"] for r in rows}) > 1 else []
-    return found + ([_order("h", "gap", in_h, 0.0)] if len({r["h"] for r in rows}) > 1 else [])
+    return found + ([_order("h", "gap", in_h, math.nan)] if len({r["h"] for r in rows}) > 1 else [])
 
 
 def _widths(rows: list[Row], every: list[Row]) -> list[Row]:
@@ -70,9 +79,18 @@ def _widths(rows: list[Row], every: list[Row]) -> list[Row]:
         if len(means) < 2:
             continue
         ends = [r[quantity] for r in every if r["kind"] == "floor" and r[quantity]]
-        floor = ends[0] if ends and rows[0]["kind"] == "width" else 0.0
-        found.append(_order("m", quantity, [(m, mean) for m, mean, _ in means if mean >= _ABOVE * floor], floor))
+        floor = ends[0] if ends and rows[0]["kind"] == "width" else math.nan
+        found.append(_order("m", quantity, [(m, mean) for m, mean, _ in means if not mean < _ABOVE * floor], floor))
     return found
+
+
+def widest(rows: list[Row]) -> list[Row]:
+    """The rows that orders are fitted on: of grids with the same h, which are boxes, those of the one with most nodes.
+
+    With no more than a grid an h, all rows.
+    """
+    most = {h: max(r["nodes"] for r in rows if r["h"] == h) for h in {r["h"] for r in rows}}
+    return [r for r in rows if r["nodes"] == most[r["h"]]]
 
 
 def mean_over_seeds(rows: list[Row], quantity: str) -> list[tuple[float, float, float]]:

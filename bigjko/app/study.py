@@ -36,6 +36,7 @@ _POINTS = 300  # thinned to, for transport: a tenth of the time of compare's own
 _WINDOWS = 16
 _TRUST = 10  # times that a reference's own error must be below the gap
 _EXACT_SEEDS = 5
+_ORDERS = {"first": 1, "second": 2}  # of what extrapolation cancels, in tau
 _SAME = 1e-9  # what rounding makes of a tau twice another
 
 
@@ -142,7 +143,11 @@ class _Pair:
                 if _is(row, "jko", tau):
                     self.table.add(row | facts | self._gaps(here, flow, held[row["reference"]]))
                 elif _is(row, "extrapolated", tau):
-                    pair = None if last is None or flow is None else extrapolate(last, flow)
+                    pair = (
+                        None
+                        if last is None or flow is None
+                        else extrapolate(last, flow, order=_ORDERS[self.way.jko.scheme])
+                    )
                     status = {"status": "ok" if pair is not None else "a flow that it needs failed"}
                     self.table.add(row | status | self._output_gaps(pair, held[row["reference"]]))
             last = flow
@@ -178,8 +183,9 @@ class _Pair:
             stats = flow.stats
             facts["steps"] = len(flow.times) - 1
             facts["evaluations"] = round(float(stats["evaluations"][1:].sum()))
-            facts["width"] = float(stats["width"][1:].min())
-            if bool(here.grid.edge.any()):
+            if facts["steps"]:  # else the first of them failed
+                facts["width"] = float(stats["width"][1:].min())
+            if facts["steps"] and bool(here.grid.edge.any()):
                 facts["boundary_mass"] = float(stats["boundary_mass"][1:].max())
         return (flow if status == "ok" else None), facts
 

@@ -19,6 +19,15 @@ class Problem(Question):
 
     name: Name = Field(description="a name of letters, digits, '-', '_' and '.'")
 
+    @model_validator(mode="after")
+    def _no_measures(self) -> "Problem":
+        if self.time.save_at:
+            raise ValueError(
+                f"received save_at = {self.time.save_at}, need t_end alone: a study looks at measures at t_end only; "
+                "leave it out"
+            )
+        return self
+
 
 class Reference(MethodChoice):
     """Particles that JKO is held against, from the same start: run at tau and at tau / 2, and the second counts."""
@@ -53,7 +62,9 @@ class WayStudy(Section):
     problems: list[str] = Field(default=[], description="names of problems; all of them where it is left out")
     grids: list[GridChoice] = Field(min_length=1, description="one table or more, as `grid` in an experiment")
     start: Start = Field(description="a table with kind and what that kind needs")
-    taus: list[Positive] = Field(min_length=1, description="positive time steps")
+    taus: list[Positive] = Field(
+        min_length=1, description="positive time steps; extrapolated to 0 where one is half of another"
+    )
     jko: StepChoice = Field(default=StepChoice(), description="a table with epsilon, entropy, passes or rtol")
     references: list[Reference] = Field(min_length=1, description="one table or more with method and tau")
     blur: Positive | None = Field(default=None, description="a positive length, for the transport distance")

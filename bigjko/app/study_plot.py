@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optional import need
-from .orders import mean_over_seeds
+from .orders import mean_over_seeds, widest
 from .table import Row
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  #
 _GREY = "#777777"
 _MARKS = "osD^vP"
 _DPI = 130
+_NO_ORDER = "no order: h decides, or too few trusted"
 
 
 def plot_study(rows: list[Row], orders: list[Row], path: Path) -> "matplotlib.figure.Figure":
@@ -50,25 +51,28 @@ def _against_tau(ax: Any, rows: list[Row], fits: list[Row], title: str) -> None:
                 if (r["h"], r["shape"], r["kind"], r["reference"]) == (h, shape, kind, reference)
             )
             if points:
-                label = f"h = {h:.3g}" if kind == "jko" else None
+                twice = sum(h == other for other, _ in grids) > 1
+                label = f"h = {h:.3g}" + (f" ({shape})" if twice else "") if kind == "jko" else None
                 mark = _MARKS[k % len(_MARKS)] if kind == "jko" else "."
                 ax.plot(*zip(*points, strict=True), style, marker=mark, color=_COLOURS[k % 6], ms=4, label=label)
     if any(r["kind"] == "extrapolated" for r in steps):
         ax.plot([], [], ":", marker=".", color=_GREY, label="extrapolated")
     finest = [
         (r["tau"], r["gap_share"])
-        for r in steps
+        for r in widest(steps)
         if r["kind"] == "jko" and grids and r["h"] == grids[-1][0] and r["reference"] == reference
     ]
     _guide(ax, finest, 1.0, "slope 1")
     _finish(ax, r"$\tau$", f"sup gap to {reference_name(reference)} / max|y|", sorted({r["tau"] for r in steps}))
     for fit in fits:
-        if (fit["kind"], fit["in"], fit["reference"]) == ("jko", "tau", reference) and fit["order"] == fit["order"]:
-            ax.text(0.97, 0.04, f"order {fit['order']:.2f}", transform=ax.transAxes, ha="right", fontsize=9)
+        if (fit["kind"], fit["in"], fit["reference"]) == ("jko", "tau", reference):
+            used = fit["used"].replace(" ", ", ")
+            said = f"order {fit['order']:.2f} on " + rf"$\tau$ = {used}" if fit["order"] == fit["order"] else _NO_ORDER
+            ax.text(0.97, 0.04, said, transform=ax.transAxes, ha="right", fontsize=8)
 
 
 def _against_h(ax: Any, rows: list[Row]) -> None:
-    steps = [r for r in rows if r["kind"] in ("jko", "extrapolated")]
+    steps = widest([r for r in rows if r["kind"] in ("jko", "extrapolated")])
     if not steps:
         return
     least = min(r["tau"] for r in steps)
@@ -124,7 +128,7 @@ def _against_m(ax: Any, rows: list[Row], fits: list[Row]) -> None:
         first = first or list(zip(m, mean, strict=True))
     if first:
         _guide(ax, first, -0.5, "slope $-1/2$")
-        _finish(ax, "m  (neurons)", "mean over seeds, bars: one standard deviation")
+        _finish(ax, "m  (neurons)", "mean over seeds, bars: one standard deviation", sorted({p[0] for p in first}))
     else:
         ax.set_axis_off()
 

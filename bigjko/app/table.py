@@ -1,9 +1,12 @@
 """The tidy table of a study: a row a comparison, written as it comes, read again by a study that goes on."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
+
+from .sections import ConfigError
 
 Row = dict[str, Any]
 
@@ -49,9 +52,10 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = load(path) if path.exists() else []
+        begun = path.exists() and path.stat().st_size > 0
+        self.rows = load(path) if begun else []
         self._keys = {_key(row) for row in self.rows}
-        if not path.exists():
+        if not begun:
             with path.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(COLUMNS)
 
@@ -65,14 +69,39 @@ class Table:
         assert not row.keys() - set(COLUMNS), row.keys()
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow([_written(value) for value in whole.values()])
-        self.rows.append(whole)
+        # As they will be read: rows of one grid must not differ in h because some were there before.
+        self.rows.append({name: _read(name, _written(value)) for name, value in whole.items()})
         self._keys.add(_key(whole))
 
 
 def load(path: Path) -> list[Row]:
-    """The rows of a table; None where a cell is empty."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _read(name, row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+    """The rows of a table; None where a cell is empty.
+
+    Raises:
+        ConfigError: for a table that is not as a study writes it, naming the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"received {path}, which is not UTF-8 text, need what a study wrote: {_START}") from None
+    lines = csv.reader(io.StringIO(text, newline=""))
+    if tuple(next(lines, ())) != COLUMNS:
+        raise ConfigError(f"received {path} with other columns, need what this version's studies write: {_START}")
+    rows = []
+    try:
+        for cells in lines:
+            rows.append({name: _read(name, cell) for name, cell in zip(COLUMNS, cells, strict=True)})
+        if not text.endswith("\n"):  # a number there may have lost its last digits
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"received {path}, whose line {lines.line_num} is broken, need {len(COLUMNS)} cells and an end: delete "
+            "that line, and its row will be run again"
+        ) from None
+    return rows
+
+
+_START = "keep it elsewhere, and choose a new folder with --out"
 
 
 def _key(row: Row) -> tuple[str, ...]:

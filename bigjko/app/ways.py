@@ -193,7 +193,11 @@ WAYS: dict[str, Way] = {
     "scales": Way(Scales, _CUBE, {"network": _NORMAL}),
     "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}),
     "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}),
-    "projected": Way(Projected, (("nodes",),), {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED}),
+    "projected": Way(
+        Projected,
+        (("nodes",), ("nodes", "kinks")),
+        {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED},
+    ),
     "unbalanced": Way(
         lambda: Projected(balanced=False),
         (("nodes",),),
