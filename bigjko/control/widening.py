@@ -184,20 +184,12 @@ class Widening(Stepper[GridMeasure, WideningState]):
             box.append(slice(low, low + f.size))
             inner.append(slice(low + rim * (low > 0), low + f.size - rim * (low + f.size < g.size)))
         log_masses = torch.full(grid.shape, LOG_ZERO, dtype=grid.dtype, device=grid.device)
-<<<<<<< HEAD
-        log_masses[box] = measure.log_masses
-        d = continued(
-            state.whole_d(self._on(old).transport), box, torch.full_like(log_masses, LOG_ZERO), self._on(grid).transport
-        )
-        return GridMeasure(grid, log_masses), replace(state, d=d, box=None, old=None)
-=======
         log_masses[tuple(box)] = measure.log_masses
         old = torch.full_like(log_masses, LOG_ZERO)
         known = torch.empty_like(old)
-        known[tuple(box)] = state.d
+        known[tuple(box)] = state.whole_d(self._on(measure.grid).transport)
         d = continued(known[tuple(inner)], tuple(inner), old, self._on(grid).transport)
-        return GridMeasure(grid, log_masses), replace(state, d=d)
->>>>>>> 2a7cc6674e2064b8d92314d03319a4daaf7a6e7a
+        return GridMeasure(grid, log_masses), replace(state, d=d, box=None, old=None)
 
 
 _FEWEST = 4  # nodes
