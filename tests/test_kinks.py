@@ -95,6 +95,65 @@ def test_weight_decay_shrinks_sliding_neurons() -> None:
     assert 1.7 <= gaps[0] / gaps[1] <= 2.3
 
 
+def neurons(d: int, m: int = 40) -> bj.ParticleMeasure:
+    return bj.ParticleMeasure(0.7 * torch.randn(m, d + 1, dtype=D), torch.full((m,), 1 / m, dtype=D))
+
+
+def test_data_that_were_met_twice_share_a_kink() -> None:
+    """Every x with labels y + 2 and y - 2 is x with y under twice the loss: the same flow up to rounding.
+
+    The two slopes of a pair have opposite signs: gates chosen each for itself would hold neurons that should leave.
+    """
+    X, y, start = tensor([1.0, 0.5], [0.0, 1.0], [-0.7, 0.4]), tensor(0.8, 0.3, -0.5), neurons(2)
+    twice = bj.Risk(torch.cat([X, X]), torch.cat([y + 2, y - 2]))
+    one = bj.evolve(bj.SlidingFlow(bj.Risk(X, y, loss=bj.losses.Squared(2.0)), 0.05), start, 2.0)
+    two = bj.evolve(bj.SlidingFlow(twice, 0.05), start, 2.0)
+    assert float((two.outputs[:, :3] - one.outputs).abs().max()) <= 1e-11
+
+
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        (tensor([1.0], [-1.0], [0.5]), tensor(1.0, -0.6, 0.2)),
+        (tensor([1.0, 0.5], [-1.0, -0.5], [0.0, 1.0]), tensor(1.5, -1.0, 0.4)),
+        (tensor([1.0, 0.5], [-2.0, -1.0], [0.5, 0.25]), tensor(-0.5, 1.0, 1.0)),
+    ],
+    ids=["d = 1", "antipodal", "on one line"],
+)
+def test_data_on_one_line_have_one_kink(X: Tensor, y: Tensor) -> None:
+    """One side's gate opens where the other's shuts: descent tends to this flow, its gap halving with its step."""
+    risk, start = bj.Risk(X, y), neurons(X.shape[1])
+    limit = bj.evolve(bj.SlidingFlow(risk, 0.0025), start, 1.0, record=8)
+    gaps = [sup_gap(bj.evolve(bj.GradientDescent(risk, 0.02 / k), start, 1.0, record=k), limit) for k in (16, 32)]
+    assert 1.7 <= gaps[0] / gaps[1] <= 2.3
+
+
+def test_data_that_are_zero_change_nothing() -> None:
+    X, y, start = tensor([1.0, 0.5], [0.0, 1.0]), tensor(1.0, -0.5), neurons(2)
+    more = bj.Risk(torch.cat([X, torch.zeros(1, 2, dtype=D)]), torch.cat([y, tensor(0.3)]))
+    one = bj.evolve(bj.SlidingFlow(bj.Risk(X, y), 0.05), start, 1.0)
+    two = bj.evolve(bj.SlidingFlow(more, 0.05), start, 1.0)
+    assert torch.equal(two.outputs[:, :2], one.outputs)
+    assert not two.outputs[:, 2].any()
+    none = bj.Risk(torch.zeros(1, 2, dtype=D), tensor(0.3))
+    still = bj.evolve(bj.SlidingFlow(none, 0.05), start, 1.0)
+    assert torch.equal(still.final.positions, start.positions)  # type: ignore[union-attr]
+
+
+def test_float32_neurons_that_no_datum_reaches_stay() -> None:
+    risk = bj.Risk(tensor([1.0, 0.5], [0.0, 1.0]), tensor(1.0, -0.5)).to(dtype=torch.float32)
+    start = bj.ParticleMeasure(tensor([-1.0, -1.0, 0.5], [0.5, 0.5, 0.5]), tensor(0.5, 0.5)).to(dtype=torch.float32)
+    flow = bj.evolve(bj.SlidingFlow(risk, 0.05), start, 1.0)
+    assert isinstance(flow.final, bj.ParticleMeasure)
+    assert flow.final.positions.dtype == torch.float32
+    assert torch.equal(flow.final.positions[0], start.positions[0])
+
+
+def test_a_sliding_flow_that_blows_up_ends_with_a_status() -> None:
+    flow = bj.evolve(bj.SlidingFlow(bj.Risk(tensor([1.0]), tensor(1e6)), 10.0), neurons(1), 10.0, throw=False)
+    assert flow.status is bj.Status.not_finite
+
+
 # --------------------------------------------------------------------------------------------------- nodes on kinks
 
 
@@ -122,7 +181,7 @@ def test_a_circle_through_no_angle_is_uniform_and_bad_ones_are_refused() -> None
         bj.Circle.through(2, tensor(0.1))
     with pytest.raises(bj.GridError, match="angles with NaN or inf among them"):
         bj.Circle.through(9, tensor(math.nan))
-    with pytest.raises(bj.GridError, match=r"kinks for data in R\^3, need R\^2"):
+    with pytest.raises(bj.GridError, match=r"data in R\^3, need balanced neurons and R\^2"):
         bj.neurons.Projected().grid(64, 3, kinks=torch.ones(2, 3, dtype=D))
 
 

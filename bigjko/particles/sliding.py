@@ -45,7 +45,9 @@ class SlidingFlow(ParticleStepper):
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         risk = self.energy
         z = risk.loss.gradient(state.outputs, risk.y.double())
-        half, _ = slide(measure.positions, risk.X, z, dt / 2, risk.weight_decay)
+        half, events = slide(measure.positions, risk.X, z, dt / 2, risk.weight_decay)
+        if not bool(torch.isfinite(half).all()):
+            return Move(half, {"events": float(events)}, Status.not_finite)
         u = risk.on(ParticleMeasure(half, measure.masses)).outputs(measure.masses)
         z = risk.loss.gradient(u, risk.y.double())
         new, events = slide(measure.positions, risk.X, z, dt, risk.weight_decay)
@@ -61,23 +63,25 @@ def slide(
     Returns:
         the positions, and the largest number of events of a neuron.
     """
-    w, a, z = positions[:, :-1], positions[:, -1], z.to(positions.dtype)
-    left, size = torch.full_like(a, dt), X.norm(dim=1)
-    tiny = _ON_KINK * torch.finfo(a.dtype).eps
-    events = 0
+    w, a = positions[:, :-1], positions[:, -1]
+    tiny, still = _ON_KINK * torch.finfo(a.dtype).eps, torch.finfo(a.dtype).tiny
+    X, z, tilt = _lines(X, z.to(a.dtype), tiny)
+    left, events = torch.full_like(a, dt), 0
+    if not len(X):
+        left.zero_()
     while events < _EVENTS and bool((left > 0).any()):
         events += 1
         height = w @ X.T
-        kink = height.abs() <= tiny * w.norm(dim=1, keepdim=True) * size
-        gates = _gates(height > 0, kink, a, X, z)
-        G = (gates * z) @ X
+        kink = height.abs() <= tiny * w.norm(dim=1, keepdim=True)
+        gates = _gates(height > 0, kink, a, X, z, tilt)
+        G = tilt + (gates * z) @ X
         c = G.norm(dim=1)
-        unit = G / c.clamp(min=_STILL)[:, None]
+        unit = G / c.clamp(min=still)[:, None]
         p, g = (w * unit).sum(1), unit @ X.T
         # Between events p(t) = A e^(ct) + B e^(-ct) and a(t) = B e^(-ct) - A e^(ct); at the next event y = e^(ct) > 1
         # solves A y^2 - (p - height / g) y + B = 0.
         A, B = ((p - a) / 2)[:, None], ((p + a) / 2)[:, None]
-        b = p[:, None] - height / torch.where(g.abs() > tiny * size, g, math.nan)
+        b = p[:, None] - height / torch.where(g.abs() > tiny, g, math.nan)
         root = (b * b - 4 * A * B).sqrt()
         big = (b + torch.where(b < 0, -root, root)) / 2
         found = torch.stack([big / A, B / big])
@@ -85,26 +89,44 @@ def slide(
         met = torch.where(kink, torch.where(gates * (1 - gates) == 0, B / A, math.nan), found)
         y = torch.where(met > 1 + 4 * tiny, met, math.inf).amin(0)
         first, j = y.min(1)
-        wait = torch.where(c > _STILL, first.log() / c.clamp(min=_STILL), math.inf)
+        wait = torch.where(c > still, first.log() / c.clamp(min=still), math.inf)
         t = torch.minimum(left, wait)
         grown, shrunk = A[:, 0] * (c * t).exp(), B[:, 0] * (-c * t).exp()
         w = w + (grown + shrunk - p)[:, None] * unit
-        a = torch.where(c > _STILL, shrunk - grown, a)
+        a = torch.where(c > still, shrunk - grown, a)
         hit = wait <= left
-        onto = X[j] / (size[j] ** 2)[:, None]
-        w = w - torch.where(hit, (w * X[j]).sum(1), 0.0)[:, None] * onto
+        w = w - torch.where(hit, (w * X[j]).sum(1), 0.0)[:, None] * X[j]
         left = left - t
     return torch.cat([w, a[:, None]], dim=1) * math.exp(-2 * decay * dt), events
 
 
-def _gates(active: Tensor, kink: Tensor, a: Tensor, X: Tensor, z: Tensor) -> Float[Tensor, "m n"]:
+def _lines(X: Tensor, z: Tensor, tiny: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"], Float[Tensor, " d"]]:
+    """(e, z, G) with sum_j z_j relu(w . x_j) = w . G + sum_k z_k relu(w . e_k), no two of the unit e_k on one line.
+
+    Data on one line have one kink, and one gate: chosen each for itself, gates would hold neurons on kinks that the
+    data only have together. P relu(h) + Q relu(-h) = (P + Q) relu(h) - Q h. Zeros have none.
+    """
+    size = X.norm(dim=1)
+    some = size > 0
+    unit, pull = X[some] / size[some, None], (z * size)[some]
+    if not len(unit):
+        return unit, pull, X.new_zeros(X.shape[1])
+    apart = [torch.cdist(unit, e, compute_mode="donot_use_mm_for_euclid_dist") for e in (unit, -unit)]
+    first = (torch.minimum(*apart) <= tiny).int().argmax(1)
+    against = (apart[1] < apart[0]).gather(1, first[:, None])[:, 0]
+    kept, line = first.unique(return_inverse=True)
+    tilt = -(pull * against) @ unit[first]
+    return unit[kept], torch.zeros_like(pull[kept]).index_add(0, line, pull), tilt
+
+
+def _gates(active: Tensor, kink: Tensor, a: Tensor, X: Tensor, z: Tensor, tilt: Tensor) -> Float[Tensor, "m n"]:
     """1 or 0 off the kinks; on one where a z_j > 0 what makes |G| least, else 1 only where both sides lead up."""
     gates = (active & ~kink).to(a.dtype)
     columns = kink.any(0).nonzero()[:, 0].tolist()
     for _ in range(_SWEEPS if bool((kink.sum(1) > 1).any()) else 1):
         for j in columns:
             # How fast height_j rises with the gate off; on, it rises by a z_j |x_j|^2 less.
-            rise = -a * (((gates * z) @ X - gates[:, j : j + 1] * z[j] * X[j]) @ X[j])
+            rise = -a * ((tilt + (gates * z) @ X - gates[:, j : j + 1] * z[j] * X[j]) @ X[j])
             drop = a * z[j] * (X[j] @ X[j])
             share = torch.where(drop > 0, (rise / drop).clamp(0.0, 1.0), (rise > 0).to(a.dtype))
             gates[:, j] = torch.where(kink[:, j], share, gates[:, j])
@@ -112,6 +134,5 @@ def _gates(active: Tensor, kink: Tensor, a: Tensor, X: Tensor, z: Tensor) -> Flo
 
 
 _ON_KINK = 64.0  # ulps of |w| |x_j| within which a neuron is on the kink
-_STILL = 1e-200
 _EVENTS = 100
 _SWEEPS = 30  # of Gauss-Seidel over the gates of a neuron on several kinks
