@@ -254,3 +254,23 @@ def test_polar_flows_over_a_sphere(way: bj.neurons.Neurons) -> None:
     assert float(flow.final.mass) == pytest.approx(1.0, rel=1e-12)
     moved = (particles.outputs - particles.outputs[0]).abs().max()
     assert sup_gap(flow, particles) <= 0.2 * moved
+
+
+def test_zero_neurons_are_left_out_of_a_cone() -> None:
+    """Balanced, and no output sees them: the measure is that of the others with their own masses, not the mean's."""
+    way = Polar("cone")
+    grid = way.grid(16, 2, radius=1.0)
+    W, a = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.3, 0.4]], dtype=D), torch.tensor([0.5, 0.0, -0.5], dtype=D)
+    kept = torch.tensor([0, 2])
+    others = way.measure(grid, W[kept], a[kept], masses=torch.full((2,), 1 / 3, dtype=D))
+    assert torch.equal(way.measure(grid, W, a).masses, others.masses)
+    with pytest.raises(bj.MeasureError, match="without mass"):
+        way.measure(grid, W[1:2], a[1:2])
+
+
+@pytest.mark.parametrize("metric", ["cone", "flat"])
+@pytest.mark.parametrize("width", [-3.0, 0.0, float("nan")])
+def test_a_width_that_is_none_is_refused(metric: str, width: float) -> None:
+    way = Polar(metric)
+    with pytest.raises(bj.GridError, match="need a positive finite number: 3 by default"):
+        way.measure(way.grid(16, 2), torch.eye(2, dtype=D), torch.ones(2, dtype=D), width=width)

@@ -33,10 +33,9 @@ from ..errors import MeasureError
 from ..measure import GridMeasure, ParticleMeasure, between, heavy_nodes, spread
 from ..transport import Balanced, Transport
 from .base import Neurons
+from .directions import check_balance, network_for, shared
 from .dynamics import UnitDirections
 
-_NEURONS = 256  # deposited at a time: the products with all directions are the only temporary
-_UNBALANCED = 1e-6  # relative difference of |w| and |a| above which a network is not balanced
 _DIRECTIONS = {2: Circle, 3: Sphere}
 
 
@@ -113,21 +112,17 @@ class PolarCone(Neurons):
         masses: Float[Tensor, " m"] | None = None,
         width: float = 3.0,
     ) -> GridMeasure:
-        """See Neurons. Every neuron becomes a Gaussian of `width` spacings on the cone.
+        """See Neurons. Every neuron becomes a Gaussian of `width` spacings on the cone; zero neurons are left out.
 
         Raises:
-            MeasureError: for a network that is not balanced, whose |w| / |a| would be lost and with it its flow.
+            MeasureError: for zero neurons only, or a network that is not balanced, whose |w| / |a| would be lost and
+                with it its flow.
             GridError: for a neuron beyond the last radius.
         """
-        network = _network(grid, W, a, masses)
+        network = network_for(grid, W, a, masses, width)
         self.check(grid, W.shape[1])
+        check_balance(network, "PolarCone", "Lifted")
         norm = W.norm(dim=1)
-        uneven = float(((norm - a.abs()).abs() / torch.maximum(norm, a.abs())).max())
-        if not uneven <= _UNBALANCED:
-            raise MeasureError(
-                f"received neurons with |w| and |a| up to {uneven:.2g} apart (relative), need |w| = |a| for PolarCone: "
-                "balance the start (ParticleMeasure.balanced), or use Lifted"
-            )
         r = (norm * a.abs()).sqrt()
         held = [_shared(grid, W[kept] / norm[kept, None], r[kept], network.masses[kept]) for kept in (a > 0, a < 0)]
         blur = gibbs(grid, (width * self.spacing(grid)) ** 2, self.cost)
@@ -216,7 +211,7 @@ class PolarFlat(Neurons):
             MeasureError: for a neuron with w = 0, which has no direction.
             GridError: for a neuron beyond the line's ends.
         """
-        network = _network(grid, W, a, masses)
+        network = network_for(grid, W, a, masses, width)
         self.check(grid, W.shape[1])
         norm = W.norm(dim=1)
         if not bool((norm > 0).all()):
@@ -244,25 +239,9 @@ def _directions(nodes: int, dim: int, way: str) -> Factor:
     return Circle.uniform(nodes) if dim == 2 else Sphere.fibonacci(nodes)
 
 
-def _network(grid: Grid, W: Tensor, a: Tensor, masses: Tensor | None) -> ParticleMeasure:
-    network = ParticleMeasure.from_network(W, a)
-    if W.dtype != grid.dtype or W.device != grid.device:
-        raise GridError(f"received W in {W.dtype} on {W.device}, need the grid's {grid.dtype} on {grid.device}")
-    return network if masses is None else ParticleMeasure(network.positions, masses)
-
-
 def _shared(grid: Grid, directions: Tensor, x: Tensor, masses: Tensor) -> Tensor:
     """Masses on the last two factors of a grid, each shared by two directions and two nodes of the line around it."""
-    nodes, line = grid.factors[-2].nodes.double(), grid.factors[-1]
-    held = torch.zeros(nodes.shape[0] * line.size, dtype=torch.float64, device=grid.device)
+    around, line = grid.factors[-2:]
     left, right, share = between(line, x, len(grid.factors) - 1)
-    columns, parts = torch.stack([left, right], dim=1), torch.stack([1 - share, share], dim=1)
-    for few in torch.arange(x.numel(), device=x.device).split(_NEURONS):
-        # In float64, by chords: an arc cosine of products loses half the digits.
-        d = directions[few].double()
-        near = (d @ nodes.T).topk(2, dim=1).indices
-        angle = (2 * SquaredArc()(d[:, None], nodes[near])).sqrt()
-        weight = (angle.flip(1) / angle.sum(1, keepdim=True)) * masses[few].double()[:, None]
-        place = near[:, :, None] * line.size + columns[few][:, None]
-        held.index_add_(0, place.reshape(-1), (weight[:, :, None] * parts[few][:, None]).reshape(-1))
-    return held.reshape(nodes.shape[0], line.size)
+    columns, shares = torch.stack([left, right], dim=1), torch.stack([1 - share, share], dim=1)
+    return shared(around.nodes, directions, masses, columns, shares, line.size)

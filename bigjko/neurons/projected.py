@@ -29,11 +29,9 @@ from ..errors import MeasureError
 from ..measure import GridMeasure, ParticleMeasure, heavy_nodes, spread
 from ..transport import Transport, WassersteinFisherRao
 from .base import Neurons
+from .directions import check_balance, network_for, shared
 
 Clouds = dict[str, tuple[Tensor, Tensor]]
-
-_NEURONS = 256  # deposited at a time: the products with all directions are the only temporary
-_UNBALANCED = 1e-6  # relative difference of |w| and |a| above which a network is not balanced
 
 
 class Projected(Neurons):
@@ -138,27 +136,13 @@ class Projected(Neurons):
         Raises:
             MeasureError: for a network of zero neurons only, or where balance is needed one without.
         """
-        network = ParticleMeasure.from_network(W, a)
+        network = network_for(grid, W, a, masses, width)
         self.check(grid, W.shape[1])
-        if W.dtype != grid.dtype or W.device != grid.device:
-            raise GridError(f"received W in {W.dtype} on {W.device}, need the grid's {grid.dtype} on {grid.device}")
-        if not (width > 0 and math.isfinite(width)):
-            raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
         if self.balanced:
-            _check_balance(network)
-        network = network if masses is None else ParticleMeasure(network.positions, masses)
-        nodes = grid.factors[-1].nodes.double()
-        held = torch.zeros(grid.shape, dtype=torch.float64, device=grid.device)
-        for row, (points, weight) in zip(held.view(-1, len(nodes)), self.clouds(network).values(), strict=True):
-            for few, mass in zip(points.split(_NEURONS), weight.split(_NEURONS), strict=True):
-                if not few.shape[0]:
-                    continue
-                # Each neuron is shared by its two nearest nodes in proportion to nearness, then blurred.
-                # In float64, by chords: an arc cosine of products loses half the digits, and in float32 the nodes.
-                near = (few.double() @ nodes.T).topk(2, dim=1).indices
-                angle = (2 * SquaredArc()(few.double()[:, None], nodes[near])).sqrt()
-                share = (angle.flip(1) / angle.sum(1, keepdim=True)) * mass.double()[:, None]
-                row.index_add_(0, near.reshape(-1), share.reshape(-1))
+            check_balance(network, "Projected", "Projected(balanced=False)")
+        nodes = grid.factors[-1].nodes
+        sheets = [shared(nodes, points, weights)[:, 0] for points, weights in self.clouds(network).values()]
+        held = torch.stack(sheets).reshape(grid.shape)
         if not bool((held > 0).any()):
             raise MeasureError("received a network whose neurons are all zero, need one with a direction")
         blur = gibbs(grid, (width * grid.spacing) ** 2, SquaredArc())
@@ -281,14 +265,3 @@ class _Whole(_Theta):
         kept = norm > 0
         weight = (particles.masses * norm**2 / 2)[kept]
         return {"all": (particles.positions[kept] / norm[kept][:, None], weight)}
-
-
-def _check_balance(network: ParticleMeasure) -> None:
-    norm, a = network.w.norm(dim=1), network.a.abs()
-    largest = torch.maximum(norm, a)
-    uneven = float(((norm - a).abs() / largest.masked_fill(largest == 0, 1.0)).max())
-    if uneven > _UNBALANCED:
-        raise MeasureError(
-            f"received neurons with |w| and |a| up to {uneven:.2g} apart (relative), need |w| = |a| for Projected: "
-            "balance the start, or use Projected(balanced=False)"
-        )
