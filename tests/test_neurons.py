@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigjko import GridMeasure, ParticleMeasure, Risk
 from bigjko.errors import MeasureError
-from bigjko.neurons import Lifted, Projected
+from bigjko.neurons import FrozenOutputs, Lifted, Projected, UnitDirections
 from bigjko.transport import WassersteinFisherRao
 from bigjko_kernels import Circle, Grid, GridError, Line, Sheets, Sphere, gibbs
 
@@ -43,12 +43,19 @@ def test_features_on_a_grid_are_those_written_out(case: WayCase, dim: int, devic
 
 @every_way
 def test_features_on_particles_are_those_of_neurons(case: WayCase, dim: int) -> None:
+    """Their slopes are what the way's dynamics leave of the gradient in (w, a)."""
     way, X = case.make(), data(dim)
     W, a = case.network(9, dim)
     particles = ParticleMeasure.from_network(W, a)
     p, z = torch.rand(9, dtype=torch.float64), torch.randn(len(X), dtype=torch.float64)
-    features = way.features(particles, X)
-    check_written(features, written_neurons(particles.positions, X), p, z, (9,))  # type: ignore[arg-type]
+    settled = ParticleMeasure(way.dynamics.settle(particles.positions), particles.masses)
+    written = written_neurons(settled.positions, X)
+    if isinstance(way.dynamics, FrozenOutputs):
+        written.slopes[..., -1] = 0.0
+    elif isinstance(way.dynamics, UnitDirections):
+        slopes, w = written.slopes[..., :-1], settled.w[:, None]
+        slopes -= (slopes * w).sum(-1, keepdim=True) * w
+    check_written(way.features(settled, X), written, p, z, (9,))  # type: ignore[arg-type]
     # d + 1 terms, added in another order
     assert way.squared_norm(particles).numpy() == pytest.approx(case.decay(W, a).numpy(), rel=1e-15 * (dim + 1))
 

@@ -11,8 +11,9 @@ from bigjko_kernels import LOG_ZERO, Grid, Line
 from ..energy import Energy
 from ..errors import BoundaryMassWarning, StepError
 from ..jko import JKO
+from ..jko.entropy import epsilon_of
 from ..jko.stage import continued
-from ..jko.stepper import JKOState
+from ..jko.stepper import PINNED, JKOState
 from ..measure import GridMeasure
 from ..memory import available
 from ..risk import Risk
@@ -34,12 +35,13 @@ class Widening(Stepper[GridMeasure, WideningState]):
     What arrives is weighed by what it can do to the outputs: |a relu(w . x)| <= |theta|^2 |x| / 2, so the mass on an
     end of an axis stands for at most sum p |theta|^2 / 2 max|x| of them. Once that passes the tolerance in a step, the
     end moves out by a share of the axis and the step is taken again, from the old measure: no mass has met the edge.
-    Ends without mass stay. Where nodes or memory run out, the flow goes on in the box it has, with a
-    BoundaryMassWarning; the stats tell how much is at stake.
+    Ends without mass stay. Where nodes or memory run out, or directions at the rim of a cone are too few for epsilon,
+    the flow goes on in the box it has, with a BoundaryMassWarning; the stats tell how much is at stake.
 
     Args:
         jko: the stepper, on the first grid; its epsilon is kept as it is, its kernel made anew on each grid.
-        tolerance: outputs that the mass on one end may stand for, as a share of max|y|; of the mass, without data.
+        tolerance: outputs that the mass on one end may stand for, as a share of max|y|; of the mass, without data or
+            where all of them or of their labels are 0.
         max_nodes: a grid is never made larger.
         share: of the nodes of an axis that one widening adds at an end.
 
@@ -103,12 +105,12 @@ class Widening(Stepper[GridMeasure, WideningState]):
                 capped = False
                 break
             grid = self._wider(measure.grid, ends)
-            capped = grid.size > self.max_nodes or jko.memory_of(grid.shape) > available(grid.device)
+            reason = self._obstacle(jko, grid)
+            capped = reason is not None
             if capped:
                 warnings.warn(
-                    f"mass that stands for {worst:.2g} of the outputs has reached the edge of the box, and "
-                    f"{grid.size:,} nodes are more than max_nodes = {self.max_nodes:,} or than fit in memory: the box, "
-                    "and no longer the flow, decides what happens there",
+                    f"mass that stands for {worst:.2g} of the outputs has reached the edge of the box, and {reason}: "
+                    "the box, and no longer the flow, decides what happens there",
                     BoundaryMassWarning,
                     stacklevel=3,
                 )
@@ -127,6 +129,16 @@ class Widening(Stepper[GridMeasure, WideningState]):
         after = WideningState(taken.state)
         return Step(taken.measure, after, dt, taken.outputs, taken.risk, {**taken.stats, **stats})
 
+    def _obstacle(self, jko: JKO, grid: Grid) -> str | None:
+        """Why the box may not become this one; None where it may."""
+        if grid.size > self.max_nodes or jko.memory_of(grid.shape) > available(grid.device):
+            return f"{grid.size:,} nodes are more than max_nodes = {self.max_nodes:,} or than fit in memory"
+        neurons, kernel = jko.neurons, jko.transport.kernel
+        h = grid.spacing if neurons is None else neurons.spacing(grid)
+        if kernel.epsilon < epsilon_of(PINNED, h, kernel.cost):
+            return f"a longer one has h = {h:.3g} at its rim, where epsilon = {kernel.epsilon:.3g} pins the mass"
+        return None
+
     def _on(self, grid: Grid) -> JKO:
         """The stepper on a grid; the last one made is kept."""
         jko = next((known for known in (*self._last, self.jko) if known.grid.matches(grid)), None)
@@ -138,15 +150,15 @@ class Widening(Stepper[GridMeasure, WideningState]):
 
     def _ends(self, measure: GridMeasure) -> list[tuple[float, float]]:
         """What the mass on the two ends of every factor stands for, in the tolerance's units."""
-        grid, risk, unit = measure.grid, self.energy, float(measure.mass)
-        if isinstance(risk, Risk):
-            unit = 2 * float(risk.y.abs().max().clamp(min=1e-300) / risk.X.norm(dim=1).max().clamp(min=1e-300))
+        grid, risk, unit, weighed = measure.grid, self.energy, float(measure.mass), False
+        if isinstance(risk, Risk) and bool(risk.y.any()) and bool(risk.X.any()):
+            unit, weighed = 2 * float(risk.y.abs().max()) / float(risk.X.norm(dim=1).max()), True
         ends = []
         for k, f in enumerate(grid.factors):
             pair = [0.0, 0.0]
             for i in (0, f.size - 1) if isinstance(f, Line) and f.size > 2 else ():
                 mass = measure.masses.narrow(k, i, 1)
-                if isinstance(risk, Risk):
+                if weighed and isinstance(risk, Risk):
                     node = Line(f.nodes[i : i + 1], f.log_weights[i : i + 1], f.edge[i : i + 1], 0.0)
                     mass = mass * risk.neurons.squared_norm(Grid((*grid.factors[:k], node, *grid.factors[k + 1 :])))
                 pair[i > 0] = float(mass.sum(dtype=torch.float64)) / unit
@@ -161,20 +173,24 @@ class Widening(Stepper[GridMeasure, WideningState]):
         return grid.widened(pairs)
 
     def _moved(self, measure: GridMeasure, state: JKOState, grid: Grid) -> tuple[GridMeasure, JKOState]:
-        """Measure and state on a wider grid: no mass on its new nodes, d continued there by parabolas."""
-        old = measure.grid
-        box = tuple(
-            slice(low := int(torch.searchsorted(g.nodes[:, 0].contiguous(), f.nodes[0, 0])), low + f.size)
-            if isinstance(f, Line)
-            else slice(0, f.size)
-            for f, g in zip(old.factors, grid.factors, strict=True)
-        )
+        """Measure and state on a wider grid: no mass on its new nodes, d continued there by parabolas.
+
+        From a few nodes within the old ends: at them d makes up for what the kernel had nothing to reach beyond.
+        """
+        box, inner = [], []
+        for f, g in zip(measure.grid.factors, grid.factors, strict=True):
+            low = int(torch.searchsorted(g.nodes[:, 0].contiguous(), f.nodes[0, 0])) if isinstance(f, Line) else 0
+            rim = max(0, min(_RIM, (f.size - 3) // 2))  # a parabola takes three nodes
+            box.append(slice(low, low + f.size))
+            inner.append(slice(low + rim * (low > 0), low + f.size - rim * (low + f.size < g.size)))
         log_masses = torch.full(grid.shape, LOG_ZERO, dtype=grid.dtype, device=grid.device)
-        log_masses[box] = measure.log_masses
-        d = continued(
-            state.whole_d(self._on(old).transport), box, torch.full_like(log_masses, LOG_ZERO), self._on(grid).transport
-        )
+        log_masses[tuple(box)] = measure.log_masses
+        old = torch.full_like(log_masses, LOG_ZERO)
+        known = torch.empty_like(old)
+        known[tuple(box)] = state.whole_d(self._on(measure.grid).transport)
+        d = continued(known[tuple(inner)], tuple(inner), old, self._on(grid).transport)
         return GridMeasure(grid, log_masses), replace(state, d=d, box=None, old=None)
 
 
 _FEWEST = 4  # nodes
+_RIM = 4  # nodes: at epsilon = .75 h^2 the kernel has a std of .87, and 2e-6 of it is further away

@@ -116,7 +116,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             epsilon = epsilon_of(0.75, h, cost)
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise StepError(f"received epsilon = {epsilon}, need a positive finite number: .75 h^2 is the default")
-        least, share = epsilon_of(0.25, h, cost), epsilon / cost.curvature / (h * h) if h else math.inf
+        least, share = epsilon_of(PINNED, h, cost), epsilon / cost.curvature / (h * h) if h else math.inf
         if epsilon < least:
             raise StepError(
                 f"received epsilon = {epsilon:.4g}, variance = {share:.3g} h^2, need at least .25 h^2 = "
@@ -291,6 +291,7 @@ def _warn(stats: dict[str, float]) -> None:
         )
 
 
+PINNED = 0.25  # h^2: with less variance mass does not leave its node
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
 _EASY = 3  # evaluations a pass
 _ROOMY = 1e-6

@@ -88,12 +88,11 @@ class Neurons(ABC):
         """|w|^2 + a^2 per unit of the measure's mass, on a grid."""
 
     def features(self, nodes: Grid | ParticleMeasure, X: Float[Tensor, "n d"]) -> Features:
-        """M on a grid of the way's Theta, or on particles."""
+        """M on a grid of the way's Theta, or on particles, whose slopes are those of the way's dynamics."""
         if isinstance(nodes, Grid):
             self.check(nodes, X.shape[1])
             return self.on_grid(nodes, X)
-        one = torch.ones((), dtype=nodes.a.dtype, device=nodes.a.device)
-        return Ridge(self.stream(nodes.w, X), nodes.shape, (0,), nodes.a, nodes.a**2, one)
+        return Ridge(self.stream(nodes.w, X), nodes.shape, (0,), nodes.a, *self.dynamics.squares(nodes.a))
 
     def squared_norm(self, nodes: Grid | ParticleMeasure) -> Float[Tensor, "*nodes"]:
         """|w|^2 + a^2 of a node's neurons, per unit of mass."""

@@ -27,6 +27,10 @@ class Dynamics(ABC):
             decay: beta, the weight of |w|^2 + a^2.
         """
 
+    @abstractmethod
+    def squares(self, a: Float[Tensor, " m"]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """alpha and beta of |(w', a')|^2 = alpha |G|^2 + beta (w . G)^2 without weight decay: (m,), or one for all."""
+
     def settle(self, positions: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         """Positions after a step along the velocity, back on the surface that they may not leave."""
         return positions
@@ -60,6 +64,10 @@ class Dynamics(ABC):
 class Free(Dynamics):
     """Both layers move: w' = -(a G + 2 beta w), a' = -(w . G + 2 beta a). Gradient descent as everybody knows it."""
 
+    def squares(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """See Dynamics."""
+        return a**2, a.new_ones(())
+
     def velocity(self, w: Tensor, a: Tensor, slopes: Tensor, decay: float) -> Tensor:
         """See Dynamics."""
         down = torch.cat([a[:, None] * slopes, (w * slopes).sum(1, keepdim=True)], dim=1)
@@ -75,6 +83,10 @@ class Free(Dynamics):
 class FrozenOutputs(Dynamics):
     """The second layer stays: w' = -(a G + 2 beta w), a' = 0."""
 
+    def squares(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """See Dynamics."""
+        return a**2, a.new_zeros(())
+
     def velocity(self, w: Tensor, a: Tensor, slopes: Tensor, decay: float) -> Tensor:
         """See Dynamics."""
         return torch.cat([-(a[:, None] * slopes + 2 * decay * w), torch.zeros_like(a)[:, None]], dim=1)
@@ -87,6 +99,10 @@ class UnitDirections(Dynamics):
     descent of (1/m) sum_i a_i relu(w_i . x) with |w_i| = 1. The weight decay is that of the balanced neuron of the
     same output, 2 beta |a|.
     """
+
+    def squares(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """See Dynamics."""
+        return a**2, 1 - a**2
 
     def velocity(self, w: Tensor, a: Tensor, slopes: Tensor, decay: float) -> Tensor:
         """See Dynamics."""
