@@ -214,9 +214,13 @@ class Averaged(Loss):
         """Labels that g takes."""
         self.loss.check(y)
 
-    def _own(self, zeta: Tensor) -> Tensor:
-        """The dual point of g that averages to zeta."""
-        return 2 * zeta - self.z.to(zeta)
+    def _own(self, zeta: Tensor, y: Tensor) -> Tensor:
+        """The dual point of g that averages to zeta; from a wall of the box on g's own, which rounding would miss."""
+        z = self.z.to(zeta)
+        own = 2 * zeta - z
+        walled = own.clamp(*self.loss.dual_box(y))
+        rounding = 4 * torch.finfo(own.dtype).eps * (zeta.abs() + z.abs())
+        return torch.where((own - walled).abs() <= rounding, walled, own)
 
     def value(self, u: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
@@ -228,15 +232,15 @@ class Averaged(Loss):
 
     def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return self.loss.conjugate(self._own(z), y) / 2
+        return self.loss.conjugate(self._own(z, y), y) / 2
 
     def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return self.loss.conjugate_gradient(self._own(z), y)
+        return self.loss.conjugate_gradient(self._own(z, y), y)
 
     def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return 2 * self.loss.conjugate_curvature(self._own(z), y)
+        return 2 * self.loss.conjugate_curvature(self._own(z, y), y)
 
     def dual_box(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """See Loss."""

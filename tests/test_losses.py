@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bigjko.errors import RiskError
-from bigjko.losses import Huber, Logistic, Loss, Squared
+from bigjko.losses import Averaged, Huber, Logistic, Loss, Squared
 
 from .registry import LOSSES, LossCase
 
@@ -175,3 +175,15 @@ def test_labels_are_checked() -> None:
     Logistic().check(torch.tensor([1.0, -1.0]))
     with pytest.raises(RiskError, match=r"labels from 0 to 1, need -1 and \+1 for Logistic: map them"):
         Logistic().check(torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("loss", [Huber(0.3, scale=0.7), Huber(1.3), Logistic(0.7)], ids=str)
+def test_the_walls_of_an_averaged_box_belong_to_it(loss: Loss) -> None:
+    """Where an outlier's dual point lies: half way from z to g's own wall and back is that wall, rounding or not."""
+    y = torch.randn(1000, dtype=torch.float64)
+    y = y.sign() if isinstance(loss, Logistic) else y
+    z = loss.gradient(3 * torch.randn(1000, dtype=torch.float64), y)
+    both = Averaged(loss, z)
+    for wall, own in zip(both.dual_box(y), loss.dual_box(y), strict=True):
+        # A thousand terms t log t with t an ulp of 1 off the wall.
+        assert float(both.conjugate(wall, y)) == pytest.approx(float(loss.conjugate(own, y)) / 2, rel=1e-13, abs=1e-11)
