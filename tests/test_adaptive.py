@@ -122,6 +122,17 @@ def test_what_cannot_be_met_ends_with_a_status() -> None:
         bj.evolve(stepper, start, 1.0)
 
 
+def test_neurons_that_slide_need_implicit_steps() -> None:
+    """One neuron of thirty chatters about a kink: whole and half steps differ in proportion to dt, not to dt^2."""
+    torch.manual_seed(0)
+    risk = bj.Risk(torch.randn(4, 2, dtype=D), torch.randn(4, dtype=D))
+    start = bj.ParticleMeasure.from_network(torch.randn(30, 2, dtype=D), torch.randn(30, dtype=D))
+    explicit = bj.evolve(bj.Adaptive(bj.GradientDescent(risk, 0.3), rtol=0.02), start, 0.1, throw=False)
+    assert explicit.status is bj.Status.step_too_small
+    implicit = bj.evolve(bj.Adaptive(bj.ImplicitGradientDescent(risk, 0.3), rtol=0.02), start, 0.1)
+    assert len(implicit.times) < 50
+
+
 def test_energies_without_outputs_and_bad_numbers_are_refused() -> None:
     risk, _ = network()
     grid = bj.Grid.uniform([-1.0], [1.0], [21])

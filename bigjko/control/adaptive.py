@@ -45,6 +45,9 @@ class Adaptive(Stepper[M, AdaptiveState], Generic[M]):
         |u_j - v_j| <= atol + rtol (|u_j(t + dt) - u_j(t)| + rtol |u_j|)  for every j.
 
     Output by output and relative, so that the escape from a saddle is followed while its outputs are still 1e-12.
+    Explicit descent chatters about kinks that neurons slide along, by a share of its move that no shorter step makes
+    less: with few neurons put ImplicitGradientDescent inside, or give an atol.
+
     Errors fall in proportion to rtol, as steps do. Cost: three steps of the stepper inside for one taken, half of which
     plain halving would have paid for; a step refused costs as much. PI control (Hairer and Wanner 1996, IV.2).
 
