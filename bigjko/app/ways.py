@@ -138,11 +138,13 @@ def _shell(way: Neurons, grid: Grid, choice: Start, dim: int) -> GridMeasure:
     """Balanced neurons |w| = |a| = r of every direction, half of each sign, r ~ N(mean, std^2)."""
     mean, std = (_per_axis(value, grid, 1) for value in (choice.mean, choice.std))
 
+    least = grid.factors[-1].spacing / 4  # the mean of |s| over the cell at s = 0, where the density over ds has a pole
+
     def density(points: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
-        last = points[:, -1]
-        r, volume = (last, last ** (dim - 1)) if isinstance(way, PolarCone) else (last.abs().sqrt(), last.abs().sqrt())
-        normal: Tensor = torch.exp(-(((r - mean) / std) ** 2) / 2) / volume  # of a cell, over dr
-        return normal.nan_to_num(0.0, posinf=0.0)  # no mass where r = 0
+        last = points[:, -1].abs().clamp(min=least)
+        r, cell = (last, last ** (dim - 1)) if isinstance(way, PolarCone) else (last.sqrt(), last.sqrt())
+        normal: Tensor = torch.exp(-(((r - mean) / std) ** 2) / 2) / cell
+        return normal
 
     return GridMeasure.from_density(grid, density)
 
