@@ -19,7 +19,7 @@ docs = Path(__file__).parent
 for folder in map(Path, sys.argv[1:]):
     kept = docs / "studies" / folder.name
     kept.mkdir(parents=True, exist_ok=True)
-    for name in ("study.csv", "versions.json"):
+    for name in ("study.csv", "study.toml", "versions.json"):
         shutil.copy(folder / name, kept / name)
 for kept in sorted((docs / "studies").iterdir()):
     rows = load(kept / "study.csv")

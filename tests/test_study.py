@@ -467,7 +467,8 @@ def test_the_verdict_holds_what_the_studies_say() -> None:
     assert filled(text, docs / "studies") == text
     for folder in (docs / "studies").iterdir():
         assert (docs / f"{folder.name}.png").exists()
-        assert (docs.parent / "examples" / f"{folder.name}.toml").exists()
+        as_run, now = folder / "study.toml", docs.parent / "examples" / f"{folder.name}.toml"
+        assert study_config.load_study(as_run) == study_config.load_study(now), f"run {now} again"
         fits = orders.fitted(table.load(folder / "study.csv"))
         with (folder / "orders.csv").open(encoding="utf-8") as lines:
             assert [row["used"] for row in csv.DictReader(lines)] == [fit["used"] for fit in fits]

@@ -73,7 +73,8 @@ def _against_tau(ax: Any, rows: list[Row], fits: list[Row], title: str) -> None:
 
 def _against_h(ax: Any, rows: list[Row]) -> None:
     steps = widest([r for r in rows if r["kind"] in ("jko", "extrapolated")])
-    if not steps:
+    if len({r["h"] for r in steps}) < 2:  # one grid has no slope
+        ax.set_axis_off()
         return
     least = min(r["tau"] for r in steps)
     drawn: list[tuple[float, float]] = []
