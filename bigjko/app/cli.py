@@ -14,6 +14,37 @@ if TYPE_CHECKING:
 _BAD_INPUT = 2
 
 
+# The help of `bigjko study`; \b keeps the lines of a paragraph as they are.
+_STUDY = """Run ways on grids x taus x widths against their references; leave a table, fitted orders and a figure.
+
+A file has tables [[problems]] (name, data, loss, time, weight_decay) and [[ways]] (name, way, problems, grids,
+start, taus, jko, references, blur, widths); leave one out, and the message says what it needs. A way is one of
+lifted, signed, split, pairs, scales, polar-cone, polar-flat, projected (from balanced starts) and unbalanced
+(projected, from any start). This file runs:
+
+\b
+[[problems]]
+name = "mine"
+data = { X = [[1.0, 0.2], [-0.4, 0.9], [0.3, -0.8]], y = [0.8, -0.4, 0.5] }
+loss = { name = "squared", scale = "mean" }
+time = { t_end = 0.4 }
+
+\b
+[[ways]]
+name = "circle"
+way = "projected"
+grids = [{ nodes = 128 }, { nodes = 256 }]
+start = { kind = "uniform", radius = 0.7 }
+taus = [0.1, 0.05, 0.025]
+references = [{ method = "gd", tau = 0.005 }]
+
+It leaves study.csv (a row a comparison: gap is the largest difference of outputs over times and data, in units
+of y, gap_share that over max |y|, trusted = 1 where the reference's own error is ten times smaller), orders.csv
+(slopes of the gap in tau, h and m, with the points each was fitted on), study.png, study.toml and
+versions.json. Started again on its folder it runs what is not there; rows of flows that failed are there.
+"""
+
+
 def main() -> None:
     """Run the command; without the libraries of the extra, say which are missing."""
     try:
@@ -103,7 +134,7 @@ def app() -> "typer.Typer":
             Console(stderr=True).print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
         _show(found)
 
-    @commands.command()
+    @commands.command(help=_STUDY)
     def study(
         file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
         out: Annotated[
@@ -111,35 +142,7 @@ def app() -> "typer.Typer":
         ] = None,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
     ) -> None:
-        r"""Run ways on grids x taus x widths against their references; leave a table, fitted orders and a figure.
-
-        A file has tables [[problems]] (name, data, loss, time, weight_decay) and [[ways]] (name, way, problems, grids,
-        start, taus, jko, references, blur, widths); leave one out, and the message says what it needs. A way is one of
-        lifted, signed, split, pairs, scales, polar-cone, polar-flat, projected (from balanced starts) and unbalanced
-        (projected, from any start). This file runs:
-
-        \b
-        [[problems]]
-        name = "mine"
-        data = { X = [[1.0, 0.2], [-0.4, 0.9], [0.3, -0.8]], y = [0.8, -0.4, 0.5] }
-        loss = { name = "squared", scale = "mean" }
-        time = { t_end = 0.4 }
-
-        \b
-        [[ways]]
-        name = "circle"
-        way = "projected"
-        grids = [{ nodes = 128 }, { nodes = 256 }]
-        start = { kind = "uniform", radius = 0.7 }
-        taus = [0.1, 0.05, 0.025]
-        references = [{ method = "gd", tau = 0.005 }]
-
-        It leaves study.csv (a row a comparison: gap is the largest difference of outputs over times and data, in units
-        of y, gap_share that over max |y|, trusted = 1 where the reference's own error is ten times smaller), orders.csv
-        (slopes of the gap in tau, h and m, with the points each was fitted on), study.png, study.toml and
-        versions.json. Started again on its folder it runs what is not there; rows of flows that failed are there.
-
-        """
+        """See _STUDY."""
         folder = Path("studies") / file.stem if out is None else out
         try:
             asked = load_study(file)
