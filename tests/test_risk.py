@@ -101,7 +101,7 @@ def test_weight_decay_counts_both_layers(case: WayCase) -> None:
     y = torch.zeros(6, dtype=torch.float64)
     plain, decayed = Risk(data(2), y, way), Risk(data(2), y, way, weight_decay=0.3)
     particles = ParticleMeasure.from_network(W, a)
-    expected = 0.3 * ((W**2).sum() + (a**2).sum()) / 5
+    expected = 0.3 * case.decay(W, a).mean()
     assert float(decayed.value(particles) - plain.value(particles)) == pytest.approx(float(expected), rel=1e-12)
 
 
