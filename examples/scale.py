@@ -17,7 +17,7 @@ import torch
 import bigjko as bj
 
 F64 = torch.float64
-nodes = int(sys.argv[1]) if len(sys.argv) > 1 else 41
+nodes = int(sys.argv[1]) if len(sys.argv) > 1 else 42
 tau = float(sys.argv[2]) if len(sys.argv) > 2 else 0.025
 X = torch.tensor([[-0.5, 1.0], [2.0, 1.0], [0.6, -1.0]], dtype=F64)
 y = torch.tensor([-1.0, 1.0, 0.5], dtype=F64)
@@ -25,7 +25,7 @@ risk = bj.Risk(X, y)
 grid = bj.Grid.uniform([-2.5] * 3, [2.5] * 3, [nodes] * 3)
 start = bj.GridMeasure.gaussian(grid, mean=0.0, std=0.5)
 particles = start.to_particles(drop=1e-9)
-fine, coarse = (bj.evolve(bj.GradientDescent(risk, tau=tau), particles, 1.0) for tau in (1e-3, 2e-3))
+fine, coarse = (bj.evolve(bj.GradientDescent(risk, tau=tau), particles, 1.0) for tau in (5e-4, 1e-3))
 own = bj.compare(coarse, fine, transport=False).sup_output_gap
 fastest = fine.final.positions.abs().max(0).values.tolist()
 print(
@@ -34,7 +34,7 @@ print(
 print(", ".join(f"{x:.2f}" for x in fastest), "along w1, w2, a", flush=True)
 
 warnings.simplefilter("ignore", bj.NarrowMeasureWarning)
-jkos = [bj.JKO(risk, grid, tau=tau), bj.JKO(risk, grid, tau=tau / 2)]
+jkos = [bj.JKO(risk, grid, tau=step, entropy=bj.Debiased(passes=6)) for step in (tau, tau / 2)]  # two passes lag
 flows = []
 for stepper in (jkos[0], *map(bj.Widening, jkos)):
     with warnings.catch_warnings():
