@@ -64,7 +64,7 @@ class ImplicitGradientDescent(ParticleStepper):
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         risk, y = self.energy, self.energy.y.double()
         start, masses = measure.positions.double(), measure.masses.double()
-        prox = NeuronProx(risk.X.double(), start, dt, risk.weight_decay, free=isinstance(self.moving, Free))
+        prox = NeuronProx(risk.X, start, dt, risk.weight_decay, free=isinstance(self.moving, Free))
         u, iterations, status = state.outputs, 0, Status.implicit_stalled
         here = self._place(prox, u, prox.pattern, y, masses)
         while here is not None:

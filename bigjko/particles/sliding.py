@@ -13,6 +13,7 @@ from ..neurons.dynamics import Free
 from ..risk import Risk
 from ..status import Status
 from .descent import Move, ParticleState, ParticleStepper, check_tau
+from .lines import Lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def slide(
     """
     w, a = positions[:, :-1], positions[:, -1]
     tiny, still = _ON_KINK * torch.finfo(a.dtype).eps, torch.finfo(a.dtype).tiny
-    X, z, tilt = _lines(X, z.to(a.dtype), tiny)
+    lines = Lines.of(X, torch.finfo(a.dtype).eps)
+    X, (z, tilt) = lines.e, lines.slopes(z.to(a.dtype))
     left, events = torch.full_like(a, dt), 0
     if not len(X):
         left.zero_()
@@ -98,25 +100,6 @@ def slide(
         w = w - torch.where(hit, (w * X[j]).sum(1), 0.0)[:, None] * X[j]
         left = left - t
     return torch.cat([w, a[:, None]], dim=1) * math.exp(-2 * decay * dt), events
-
-
-def _lines(X: Tensor, z: Tensor, tiny: float) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"], Float[Tensor, " d"]]:
-    """(e, z, G) with sum_j z_j relu(w . x_j) = w . G + sum_k z_k relu(w . e_k), no two of the unit e_k on one line.
-
-    Data on one line have one kink, and one gate: chosen each for itself, gates would hold neurons on kinks that the
-    data only have together. P relu(h) + Q relu(-h) = (P + Q) relu(h) - Q h. Zeros have none.
-    """
-    size = X.norm(dim=1)
-    some = size > 0
-    unit, pull = X[some] / size[some, None], (z * size)[some]
-    if not len(unit):
-        return unit, pull, X.new_zeros(X.shape[1])
-    apart = [torch.cdist(unit, e, compute_mode="donot_use_mm_for_euclid_dist") for e in (unit, -unit)]
-    first = (torch.minimum(*apart) <= tiny).int().argmax(1)
-    against = (apart[1] < apart[0]).gather(1, first[:, None])[:, 0]
-    kept, line = first.unique(return_inverse=True)
-    tilt = -(pull * against) @ unit[first]
-    return unit[kept], torch.zeros_like(pull[kept]).index_add(0, line, pull), tilt
 
 
 def _gates(active: Tensor, kink: Tensor, a: Tensor, X: Tensor, z: Tensor, tilt: Tensor) -> Float[Tensor, "m n"]:
