@@ -1,9 +1,9 @@
 """The scale problem: three data whose fastest neuron leaves the box, and a box that grows with it.
 
 Gaps of Lifted JKO flows to gradient descent from the same nodes and masses, sup over time: in the fixed box
-[-2.5, 2.5]^3, and in one that Widening lets grow. What is left there is the step's own error, which falls with tau, and
-that of mass on kinks, which falls with h: the last line extrapolates the outputs of two steps to tau = 0. The
-reference's own error is the gap between two of its steps.
+[-2.5, 2.5]^3, and in one that Widening lets grow. What is left there is the step's own error, which falls with tau,
+and a floor of about 7e-3: the last line extrapolates the outputs of two steps to tau = 0. The reference's own error
+is the gap between two of its steps.
 
     python examples/scale.py [nodes per axis of the first box] [tau, halved once]
 """

@@ -42,7 +42,7 @@ def test_jko_steps_are_chosen_like_any() -> None:
     start = bj.GridMeasure.gaussian(grid, torch.tensor([0.9, 0.2], dtype=D), 0.22)
     fine = bj.evolve(bj.JKO(risk, grid, 0.005), start, 0.5, record=1000)
     gaps = []
-    for rtol in (0.1, 0.05):
+    for rtol in (0.05, 0.025):  # at .1 one step of all the time is within its tolerance
         flow = bj.evolve(bj.Adaptive(bj.JKO(risk, grid, 0.5), rtol=rtol), start, 0.5)
         gaps.append(float((flow.outputs[-1] - fine.outputs[-1]).abs().max()))
         assert len(flow.times) > 3
