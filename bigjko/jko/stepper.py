@@ -98,6 +98,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
             raise StepError(f"received tau = {self.tau}, need a positive finite time step")
         if not 0 <= self.idle < 1e-6:
             raise StepError(f"received idle = {self.idle}, need a share of the mass in [0, 1e-6): 0 works on all nodes")
+        if isinstance(self.energy, Risk):
+            self.energy.neurons.check(self.grid, self.energy.X.shape[1])
         h = self.spacing
         if self.kernel is not None and not self.kernel.grid.matches(self.grid):
             raise StepError(f"received a kernel on {self.kernel.grid!r}, need one on the stepper's own grid")
