@@ -13,7 +13,7 @@ import bigjko
 import bigjko_kernels
 from bigjko.jko import JKO, Entropy, Scheme, StepSolver
 from bigjko.losses import Loss
-from bigjko.neurons import Neurons
+from bigjko.neurons import Dynamics, Neurons
 from bigjko.stepper import Stepper
 from bigjko.transport import Transport
 from bigjko_kernels import Cost, Factor, Features, GibbsKernel, Grid, Stream
@@ -33,6 +33,7 @@ LISTED: dict[type, set[type]] = {
     Cost: {case.kind for case in COSTS.values()},
     Loss: {case.kind for case in LOSSES.values()},
     Neurons: {case.kind for case in WAYS.values()},
+    Dynamics: {type(case.make().dynamics) for case in WAYS.values()},
     Features: set(FEATURES.values()),
     Stream: set(STREAMS.values()),
 }

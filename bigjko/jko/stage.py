@@ -70,7 +70,7 @@ class Stage:
 class BoxedMeasure(GridMeasure):
     """A measure that a step left as it was outside a box: put together when it is first asked for its values.
 
-    So that steps cost what their boxes do: three arrays of N a step were a fifth of its time on 2% of the nodes.
+    So that steps cost what their boxes do, and no passes over the grid.
 
     Attributes:
         before: the measure that it is outside the box.
