@@ -19,6 +19,7 @@ import re, sys, warnings
 import torch, bigjko as bj
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+torch.manual_seed(0)
 shape, dtype, n, decay = eval(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -54,7 +55,7 @@ print(estimate, resident("VmHWM") - before)
         ((112, 112, 112), "float64", 200, 0.01),
         ((1600, 1600), "float64", 50, 0.0),
         ((2000, 2000), "float32", 10, 0.0),
-        ((512,), "float64", 20, 0.0),  # directions, times the radii of PolarCone's own grid
+        ((768,), "float64", 20, 0.0),  # directions, times the radii of PolarCone's own grid
     ],
     ids=str,
 )

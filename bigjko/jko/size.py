@@ -5,19 +5,22 @@ import math
 from bigjko_kernels import Circulant, Cost, Grid, Line, Sheets
 
 
-def step_memory(grid: Grid, shape: tuple[int, ...], n: int, *, potential: bool, cost: Cost) -> int:
+def step_memory(
+    grid: Grid, shape: tuple[int, ...], n: int, *, potential: bool, conserves_mass: bool, cost: Cost
+) -> int:
     """Bytes at the peak of a step and of the flow around it, measure and state included.
 
-    On lines, and on a cone over a circle of 512 or more, within 25% (tested).
+    On lines, and on a cone over a circle of 768 directions or more, within 25% (tested).
 
     Seven arrays of N: log q and q, d, the step's two, and d of two passes; one for V where there is any; and in float64
-    whatever the dtype the kernel's own, where it has two axes or more. Growing mass, on directions, needs four more.
+    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more.
 
     Args:
         grid: factors, dtype and device.
         shape: nodes per factor, the grid's own or another.
         n: data.
         potential: whether V is not zero.
+        conserves_mass: whether mass is kept.
         cost: the ground cost, which decides which kernel there will be.
     """
     N, item = math.prod(shape), grid.dtype.itemsize
@@ -25,10 +28,10 @@ def step_memory(grid: Grid, shape: tuple[int, ...], n: int, *, potential: bool, 
         k for k, (f, size) in enumerate(zip(grid.factors, shape, strict=True)) if size > 1 and type(f) is not Sheets
     ]
     lines = all(isinstance(grid.factors[k], Line) for k in axes)
-    arrays = 7 + potential + (0 if lines else 4)
+    arrays = 7 + potential + (0 if conserves_mass else 4)
     if cost.per_factor(grid) is None:
         sheet = [size for f, size in zip(grid.factors, shape, strict=True) if type(f) is not Sheets]
-        tables = _bands(*sheet) if Circulant.takes(grid, cost) else _TILES * N
+        tables = _bands(sheet[0], sheet[1], N) if Circulant.takes(grid, cost) else _TILES * N
     else:
         tables = sum(_table(shape[k], N) for k in axes)
     return N * (arrays * item + (8 if len(axes) > 1 or not lines else 0)) + tables + 8 * _MATRICES * n**2 + _FIXED
@@ -39,9 +42,10 @@ def _table(n: int, N: int) -> int:
     return 15 * (n // 8 + 1) ** 2 if n**2 // 64 <= max(256 * n, N) else 16 * (n // 16 + 1) ** 2
 
 
-def _bands(n: int, m: int) -> int:
-    """Circulant's: 64 pairs of tiles of 32 KiB a band, and the costs between a band and all nodes, which pass."""
-    return (64 * 32 << 10) * (m // 8 + 1) + 800 * n * m
+def _bands(n: int, m: int, N: int) -> int:
+    """Circulant's: some 46 pairs of tiles of 32 KiB a band, values by tiles, and bounds between runs of angles."""
+    bands = m // 8 + 1
+    return (46 * 32 << 10) * bands + 8 * (6 * N + 3 * N // (n * m) * (n // 8) ** 2 * bands)
 
 
 _TILES = 600  # bytes a node for the pairs of tiles of a sphere, or where a cost is joint

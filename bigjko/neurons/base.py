@@ -22,11 +22,13 @@ class Neurons(ABC):
     Attributes:
         name: what files call the way.
         cost: the ground cost of its metric.
+        conserves_mass: the law of mass, that of its transport.
         stream: how directions and data meet: the default `stream`, or `Compiled`, `Tiled` or `Keops` always.
         dynamics: how particles move if they are to follow the flow of the measure.
     """
 
     name: str
+    conserves_mass: bool = True
     stream: Callable[[Tensor, Tensor], Stream] = staticmethod(stream)
     dynamics: Dynamics = Free()
 

@@ -52,6 +52,7 @@ class Projected(Neurons):
     """
 
     name = "projected"
+    conserves_mass = False
 
     def __init__(self, balanced: bool = True) -> None:
         self.balanced = balanced

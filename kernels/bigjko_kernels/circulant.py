@@ -72,7 +72,7 @@ class Circulant(GibbsKernel):
         self._circle, self._line = circle.nodes, line.nodes[place]
         around = torch.arange(self.runs, device=grid.device)
         self._turned = (around[:, None] + around) % self.runs  # run A + k
-        self._near = torch.stack([self._nearest(self._costs(band)) for band in range(self.bands)])
+        self._near = torch.stack([self._nearest(band) for band in range(self.bands)])
         self._tables = [self._table(band, _REACH) for band in range(self.bands)]
 
     @property
@@ -94,28 +94,32 @@ class Circulant(GibbsKernel):
         """See GibbsKernel."""
         return Circulant(grid, self.epsilon, self.cost)
 
-    def _costs(self, band: int) -> Tensor:
-        """c/eps between a band's 8 places at angle 0 and all nodes: (8, bands, 8, n)."""
-        own = self._line[band * _T : (band + 1) * _T, None, None]
-        x = torch.cat([self._circle[0].expand(_T, 1, 1, 2), own], dim=-1)
-        other = (self._line.shape[0], self.n)
-        y = torch.cat([self._circle.expand(*other, 2), self._line[:, None].expand(*other, 1)], dim=-1)
+    def _costs(self, band: int, other: int) -> Tensor:
+        """c/eps between a band's 8 places at angle 0 and the other's at all: (8, 8, n)."""
+        own, others = (self._line[k * _T : (k + 1) * _T] for k in (band, other))
+        x = torch.cat([self._circle[0].expand(_T, 1, 1, 2), own[:, None, None]], dim=-1)
+        y = torch.cat([self._circle.expand(_T, self.n, 2), others[:, None].expand(_T, self.n, 1)], dim=-1)
         costs: Tensor = self.cost(x, y[None]) / self.epsilon
-        return costs.reshape(_T, self.bands, _T, self.n)
+        return costs
 
-    def _nearest(self, costs: Tensor) -> Tensor:
+    def _nearest(self, band: int) -> Tensor:
         """The smallest c/eps between tiles, per band and run: (bands, runs)."""
-        least = costs.amin(dim=(0, 2)).reshape(self.bands, self.runs, _T)
+        each = [self._costs(band, other).amin(dim=(0, 1)) for other in range(self.bands)]
+        least = torch.stack(each).reshape(self.bands, self.runs, _T)
         # Runs k apart meet at angles 8 k - 7 to 8 k + 7: those of run k, and of run k - 1 all but its first.
         return torch.minimum(least.amin(2), least[:, :, 1:].amin(2).roll(1, dims=1))
 
     def _table(self, band: int, reach: float) -> "_Table":
-        bands, runs = (self._near[band] <= reach).nonzero(as_tuple=True)
-        node = torch.arange(_T, device=bands.device)
-        angle = (_T * runs[:, None, None] + node[:, None] - node) % self.n  # (tile, angle in, angle out)
-        costs = self._costs(band)[:, bands[:, None, None], :, angle]  # and then place out, place in
-        costs -= self._near[band, bands, runs][:, None, None, None, None]
-        return _Table(reach, bands, runs, costs.neg_().exp_().permute(0, 1, 4, 2, 3).reshape(-1, _T * _T))
+        near = self._near[band]
+        bands, runs = (near <= reach).nonzero(as_tuple=True)
+        kernel = near.new_empty(len(bands), _T, _T, _T, _T)
+        node = torch.arange(_T, device=near.device)
+        for other in bands.unique().tolist():
+            here = bands == other
+            angle = (_T * runs[here][:, None, None] + node[:, None] - node) % self.n  # (tile, angle in, angle out)
+            costs = self._costs(band, other)[:, :, angle]  # (place out, place in, and those)
+            kernel[here] = costs.sub_(near[other, runs[here]][:, None, None]).neg_().exp_().permute(2, 3, 1, 4, 0)
+        return _Table(reach, bands, runs, kernel.reshape(-1, _T * _T))
 
     def _log_apply(self, b: Tensor, out: Tensor) -> Tensor:
         lead = list(range(len(self._sheet_axes)))
@@ -151,9 +155,13 @@ class Circulant(GibbsKernel):
         reached = turned[:, :, runs, bands] - near[bands, runs]  # m_J - c_IJ/eps
         shift = reached.amax(dim=2)[..., None]  # s_I
         finite = shift.masked_fill(shift == LOG_ZERO, 0.0)
-        terms = scaled[:, self._turned[:, runs], bands]  # (sheets, runs, tiles, 64)
-        terms *= (reached - finite).exp()[..., None]
-        sums = (terms.flatten(0, 1).flatten(1) @ table.kernel).reshape(*shift.shape[:2], _T * _T)
+        weights, turns = (reached - finite).exp(), self._turned[:, runs]
+        sums = torch.empty_like(scaled[:, :, 0])
+        for few in torch.arange(self.runs, device=sums.device).split(
+            max(1, _CHUNK // (sums[:, 0].numel() * len(runs)))
+        ):
+            terms = scaled[:, turns[few], bands].mul_(weights[:, few, :, None])  # (sheets, few, tiles, 64)
+            sums[:, few] = (terms.flatten(0, 1).flatten(1) @ table.kernel).reshape(-1, len(few), _T * _T)
         out = sums.log() + finite
         outside = near.masked_fill(near <= table.reach, math.inf).T
         beyond = (turned - outside).amax(dim=(2, 3))[..., None] + (_MARGIN + math.log(self.n * self.m))
