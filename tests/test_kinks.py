@@ -244,3 +244,30 @@ def test_flows_that_cannot_be_extrapolated_are_refused() -> None:
         failed = bj.evolve(bj.GradientDescent(bj.Risk(one[:, None], one), 1e200), start, 1e201, throw=False)
     with pytest.raises(bj.StepError, match="a flow that ended as not_finite"):
         bj.extrapolate(failed, failed)
+
+
+# ----------------------------------------------------------------------------------------------------------- pinning
+
+
+def valley_speed(epsilon: float, passes: int) -> float:
+    """Speed of mass in the valley |n . x|, which lies .4 rad off the axes and falls by 1/2 along it, over the exact."""
+    along, across = tensor(math.cos(0.4), math.sin(0.4)), tensor(-math.sin(0.4), math.cos(0.4))
+    grid = bj.Grid.uniform([-1.55, -1.55], [1.55, 1.55], [64, 64])
+    start = bj.GridMeasure.from_density(grid, lambda x: torch.exp(-(x + 0.4 * along).square().sum(1) / 0.045))
+    valley = bj.Potential(lambda x: (x @ across).abs() - (x @ along) / 2)
+    jko = bj.JKO(valley, grid, 0.05, epsilon=epsilon * grid.spacing**2, entropy=bj.Debiased(passes=passes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bj.NarrowMeasureWarning)  # it ends .15 nodes wide
+        flow = bj.evolve(jko, start, 1.0)
+    assert isinstance(flow.final, bj.GridMeasure)
+    moved = (flow.final.masses - start.masses).reshape(-1) @ (grid.points() @ along)
+    return float(moved) / 0.5
+
+
+def test_condensed_mass_is_pinned_by_a_small_epsilon_and_slides_with_a_larger_one() -> None:
+    """Next to a Dirac on a node speeds are x / (e^x - 1) of the exact ones, x = h^2 / epsilon: .48, .70, .84."""
+    pinned, default_passes, free = valley_speed(0.75, 2), valley_speed(1.5, 2), valley_speed(3.0, 6)
+    assert pinned < 0.75 < 0.85 < default_passes
+    for share, speed in ((0.75, pinned), (1.5, default_passes), (3.0, free)):
+        assert 1 / share / math.expm1(1 / share) <= speed <= 1.01  # from there on, neighbours help
+    assert abs(free - 1) <= 0.05

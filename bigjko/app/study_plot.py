@@ -63,12 +63,12 @@ def _against_tau(ax: Any, rows: list[Row], fits: list[Row], title: str) -> None:
         if r["kind"] == "jko" and grids and r["h"] == grids[-1][0] and r["reference"] == reference
     ]
     _guide(ax, finest, 1.0, "slope 1")
-    _finish(ax, r"$\tau$", f"sup gap to {reference_name(reference)} / max|y|", sorted({r["tau"] for r in steps}))
+    said = ""
     for fit in fits:
         if (fit["kind"], fit["in"], fit["reference"]) == ("jko", "tau", reference):
             used = fit["used"].replace(" ", ", ")
             said = f"order {fit['order']:.2f} on " + rf"$\tau$ = {used}" if fit["order"] == fit["order"] else _NO_ORDER
-            ax.text(0.97, 0.04, said, transform=ax.transAxes, ha="right", fontsize=8)
+    _finish(ax, r"$\tau$", f"sup gap to {reference_name(reference)} / max|y|", sorted({r["tau"] for r in steps}), said)
 
 
 def _against_h(ax: Any, rows: list[Row]) -> None:
@@ -143,7 +143,7 @@ def _guide(ax: Any, points: list[tuple[float, float]], order: float, label: str)
     ax.plot(ends, [1.3 * y * (e / x) ** order for e in ends], "--", color=_GREY, lw=1, label=label, zorder=0)
 
 
-def _finish(ax: Any, x: str, y: str, ticks: list[float] | None = None) -> None:
+def _finish(ax: Any, x: str, y: str, ticks: list[float] | None = None, said: str = "") -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     if ticks:
@@ -153,7 +153,8 @@ def _finish(ax: Any, x: str, y: str, ticks: list[float] | None = None) -> None:
     ax.set_ylabel(y)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False, fontsize=8, borderaxespad=0)
+    small = {"frameon": False, "fontsize": 8, "title": said, "title_fontsize": 8, "alignment": "left"}
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, borderaxespad=0, **small)
 
 
 def reference_name(reference: str) -> str:

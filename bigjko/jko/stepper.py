@@ -282,7 +282,7 @@ def _warn(stats: dict[str, float]) -> None:
     if stats["width"] < _NARROW:
         warnings.warn(
             f"the measure is narrower than {_NARROW:g} nodes, where it no longer moves at the right speed: "
-            "refine the grid, or start from a wider measure",
+            "take epsilon = 1.5 h^2, under which condensed mass still slides, a finer grid, or a wider start",
             NarrowMeasureWarning,
             stacklevel=4,
         )
