@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from bigjko.app.config import ConfigError
 from bigjko.app.data import DATASETS, prepared
 from bigjko.app.prepare import build, data
 from bigjko.app.verdict import verdict
+from bigjko.app.ways import WAYS, GridChoice, grid_of, outline
 from bigjko.show import Bars
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -238,6 +241,35 @@ def test_bad_input_is_refused_in_one_sentence(old: str, new: str, message: str, 
         run.execute(config.load(file), out, None)
     assert "\n" not in str(refused.value)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("run_", "nodes"), [(LIFTED, 20_000), (LIFTED, 2_000_000_000), (PROJECTED, 2_000_000), (PROJECTED, 2_000_000_000)]
+)
+def test_a_grid_that_does_not_fit_is_refused_before_any_of_it_is_there(run_: str, nodes: int, tmp_path: Path) -> None:
+    """Its nodes alone would take 16 GB, or the start 64 TB, or what bounds so many nodes of a circle; nothing does."""
+    file = written(tmp_path, HEAD + re.sub(r"nodes = \d+", f"nodes = {nodes}", run_))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shape = f"{nodes} x {nodes} x {nodes}" if run_ == LIFTED else f"2 x {nodes}"
+    message = rf"run '\w+': received a grid of {shape} nodes in float64, whose JKO steps take .* nodes would fit"
+    with pytest.raises(ConfigError, match=message):
+        run.execute(config.load(file), tmp_path / "out", None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_shape_of_a_grid_is_known_before_it_is_there(name: str) -> None:
+    """To a node, which what is rounded up costs."""
+    way = WAYS[name].build()
+    X = torch.eye(2, dtype=torch.float64)
+    for keys in WAYS[name].grids:
+        given = {"nodes": 3000, "radius": 2.5, "shape": [1500, 30, 1200], "low": [-1.0] * 3, "high": [2.0] * 3}
+        choice = GridChoice.model_validate({key: given.get(key, True) for key in keys})
+        small, shape = outline(way, choice, X)
+        there = grid_of(way, choice, X)
+        assert [type(f) for f in small.factors] == [type(f) for f in there.factors]
+        assert len(shape) == len(there.shape)
+        assert max(abs(a - b) for a, b in zip(shape, there.shape, strict=True)) <= 1
 
 
 def refused(*arguments: object, code: int = 2) -> str:
