@@ -27,21 +27,24 @@ def available(device: torch.device) -> int:
     return max(0, free)
 
 
-def check(grid: Grid, need: Callable[[tuple[int, ...]], int], what: str) -> None:
-    """Raise StepError where `need`, in bytes for a shape, is more than there is, and name the shape that would fit."""
-    needed, free = need(grid.shape), available(grid.device)
+def check(grid: Grid, need: Callable[[tuple[int, ...]], int], what: str, shape: tuple[int, ...] | None = None) -> None:
+    """Raise StepError where `need`, in bytes for a shape, is more than there is, and name the shape that would fit.
+
+    The shape is the grid's own unless another is given, of a grid of the same factors that is not there yet.
+    """
+    shape = grid.shape if shape is None else shape
+    needed, free = need(shape), available(grid.device)
     if needed <= free:
         return
-    share, fits = 1.0, grid.shape
+    share, fits = 1.0, shape
     while need(fits) > free and share > _SMALLEST:
         share *= 0.98
         fits = tuple(
-            n if isinstance(f, Sheets) else max(1, int(n * share))
-            for n, f in zip(grid.shape, grid.factors, strict=True)
+            n if isinstance(f, Sheets) else max(1, int(n * share)) for n, f in zip(shape, grid.factors, strict=True)
         )
     advice = f"{' x '.join(map(str, fits))} nodes would fit" if need(fits) <= free else "no such grid would fit"
     raise StepError(
-        f"received a grid of {' x '.join(map(str, grid.shape))} nodes in {str(grid.dtype).removeprefix('torch.')}, "
+        f"received a grid of {' x '.join(map(str, shape))} nodes in {str(grid.dtype).removeprefix('torch.')}, "
         f"whose {what} take {gib(needed)}, need at most the {gib(free)} that are free: {advice}"
     )
 
@@ -56,4 +59,4 @@ _CGROUPS = (
     (f"{_V2}max", f"{_V2}current", f"{_V2}stat", "inactive_file"),
     (f"{_V1}limit_in_bytes", f"{_V1}usage_in_bytes", f"{_V1}stat", "total_inactive_file"),
 )
-_SMALLEST = 1e-3
+_SMALLEST = 1e-9

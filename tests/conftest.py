@@ -1,16 +1,9 @@
 """What every test shares: the devices present, a fixed seed, one thread."""
 
 import os
-from pathlib import Path
 
 # Before torch and KeOps load OpenMP: workers that each start a thread per core only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# KeOps reads and writes its cache without a lock: two workers that share one can leave a file that neither can read.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    folder = Path.home() / ".cache" / "bigjko-tests" / f"keops-{worker}"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("KEOPS_CACHE_FOLDER", str(folder))
 
 import pytest
 import torch

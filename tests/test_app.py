@@ -1,8 +1,11 @@
 """`bigjko run` and `bigjko compare`: what they leave, what they print, what they refuse, and how they stop."""
 
 import dataclasses
+import functools
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +26,7 @@ from bigjko.app.config import ConfigError
 from bigjko.app.data import DATASETS, prepared
 from bigjko.app.prepare import build, data
 from bigjko.app.verdict import verdict
+from bigjko.app.ways import WAYS, GridChoice, grid_of, outline
 from bigjko.show import Bars
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,6 +62,12 @@ particles = { method = "flow", tau = 0.1 }
 """
 TINY = HEAD + LIFTED
 LEFT = {"flow-jko.zarr", "flow-gd.zarr", "flows.png", "summary.json", "config.toml", "versions.json"}
+
+
+@pytest.fixture
+def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transport between 100 points: between a run's own 1000 it takes three times what both flows do."""
+    monkeypatch.setattr(run, "compare", functools.partial(bj.compare, max_points=100))
 
 
 def invoke(*arguments: object) -> Result:
@@ -119,6 +129,7 @@ def test_run_leaves_a_folder_that_can_be_read_again(tmp_path: Path) -> None:
     assert wrote[-1] == f"All of it is in {out}"
 
 
+@pytest.mark.usefixtures("few_points")
 def test_several_runs_get_a_folder_each_and_one_summary(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = invoke("run", written(tmp_path, HEAD + PROJECTED + LIFTED), "--out", out)
@@ -152,6 +163,7 @@ def test_several_runs_get_a_folder_each_and_one_summary(tmp_path: Path) -> None:
         ('name = "orthogonal"', "X = [[1.0, 0.5], [-1.0, 2.0], [0.0, 1.0]]\ny = [1, 0, -1]\nstandardise = true"),
     ],
 )
+@pytest.mark.usefixtures("few_points")
 def test_every_choice_runs(old: str, new: str, tmp_path: Path) -> None:
     done = invoke("run", written(tmp_path, changed(old, new)), "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
@@ -167,6 +179,7 @@ def test_a_random_network_is_balanced_for_projected_and_the_same_for_a_seed(tmp_
     assert float(one.start.mass) == pytest.approx(0.25)  # radius^2, whatever the directions
 
 
+@pytest.mark.usefixtures("few_points")
 def test_without_out_the_folder_is_named_after_file_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke("run", written(tmp_path, TINY)).exit_code == 0
@@ -175,6 +188,7 @@ def test_without_out_the_folder_is_named_after_file_and_time(tmp_path: Path, mon
     assert {path.name for path in folder.iterdir()} == LEFT
 
 
+@pytest.mark.usefixtures("few_points")
 def test_warnings_are_notes_shown_once(tmp_path: Path) -> None:
     narrow = changed("std = 1.0", "std = 0.4")
     done = invoke("run", written(tmp_path, narrow), "--out", tmp_path / "out")
@@ -240,6 +254,35 @@ def test_bad_input_is_refused_in_one_sentence(old: str, new: str, message: str, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("run_", "nodes"), [(LIFTED, 20_000), (LIFTED, 2_000_000_000), (PROJECTED, 2_000_000), (PROJECTED, 2_000_000_000)]
+)
+def test_a_grid_that_does_not_fit_is_refused_before_any_of_it_is_there(run_: str, nodes: int, tmp_path: Path) -> None:
+    """Its nodes alone would take 16 GB, or the start 64 TB, or what bounds so many nodes of a circle; nothing does."""
+    file = written(tmp_path, HEAD + re.sub(r"nodes = \d+", f"nodes = {nodes}", run_))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shape = f"{nodes} x {nodes} x {nodes}" if run_ == LIFTED else f"2 x {nodes}"
+    message = rf"run '\w+': received a grid of {shape} nodes in float64, whose JKO steps take .* nodes would fit"
+    with pytest.raises(ConfigError, match=message):
+        run.execute(config.load(file), tmp_path / "out", None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_shape_of_a_grid_is_known_before_it_is_there(name: str) -> None:
+    """To a node, which what is rounded up costs."""
+    way = WAYS[name].build()
+    X = torch.eye(2, dtype=torch.float64)
+    for keys in WAYS[name].grids:
+        given = {"nodes": 3000, "radius": 2.5, "shape": [1500, 30, 1200], "low": [-1.0] * 3, "high": [2.0] * 3}
+        choice = GridChoice.model_validate({key: given.get(key, True) for key in keys})
+        small, shape = outline(way, choice, X)
+        there = grid_of(way, choice, X)
+        assert [type(f) for f in small.factors] == [type(f) for f in there.factors]
+        assert len(shape) == len(there.shape)
+        assert max(abs(a - b) for a, b in zip(shape, there.shape, strict=True)) <= 1
+
+
 def refused(*arguments: object, code: int = 2) -> str:
     done = invoke(*arguments)
     assert done.exit_code == code, done.output
@@ -288,11 +331,12 @@ def test_compare_refuses_what_run_did_not_leave(tmp_path: Path) -> None:
     assert "holds no run" in refused("compare", tmp_path / "none")
 
 
+@pytest.mark.usefixtures("few_points")
 def test_compare_leaves_no_run_out_in_silence(tmp_path: Path) -> None:
     """Two runs of one name below a folder, at any depth, are both shown; one that lacks a flow is named."""
-    file = written(tmp_path, TINY)
-    for name in ("runs/a", "runs/deep/b", "runs/killed"):
-        assert invoke("run", file, "--out", tmp_path / name).exit_code == 0
+    assert invoke("run", written(tmp_path, TINY), "--out", tmp_path / "runs/a").exit_code == 0
+    for name in ("runs/deep/b", "runs/killed"):
+        shutil.copytree(tmp_path / "runs/a", tmp_path / name)
     shutil.rmtree(tmp_path / "runs/killed/flow-jko.zarr")
     found, skipped = run.reload(tmp_path / "runs")
     assert set(found) == {"a", "deep/b"}
@@ -304,6 +348,7 @@ def test_compare_leaves_no_run_out_in_silence(tmp_path: Path) -> None:
     assert "has no flow-jko.zarr" in refused("compare", tmp_path / "runs/killed")
 
 
+@pytest.mark.usefixtures("few_points")
 def test_a_flow_that_was_cut_short_says_so_when_it_is_compared(tmp_path: Path) -> None:
     """Its status is in the table and the verdict; the transport distance at the start is not passed off as its own."""
     out = tmp_path / "out"
@@ -337,6 +382,7 @@ def test_version() -> None:
 # -------------------------------------------------------------------------------------------------- stopped half way
 
 
+@pytest.mark.usefixtures("few_points")
 def test_a_flow_that_fails_is_saved_up_to_there(tmp_path: Path) -> None:
     # Weight decay alone multiplies every neuron by 1 - 2 tau a step, and JKO is never reached.
     exploding = changed("t_end = 0.3", "t_end = 1e62").replace("weight_decay = 0.0", "weight_decay = 1.0")

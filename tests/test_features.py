@@ -12,7 +12,7 @@ from bigjko_kernels import Compiled, Keops, Ridge, Stream, Sum, Tiled
 from .registry import STREAMS, Written, written_neurons
 from .test_kernels import Largest
 
-# Every KeOps formula is compiled once for each dtype, about 9 s each: float32 waits for the slow tests.
+# Every KeOps formula is compiled once for each dtype, about 2 s each: float32 waits for the slow tests.
 STREAMS_AND_DTYPES = [
     pytest.param(
         kind,

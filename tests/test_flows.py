@@ -52,7 +52,7 @@ def test_projected_from_any_start_follows_the_gradient_flow_of_the_same_gaussian
     risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D), neurons=way)
     box = bj.Grid.uniform([-1.3, -1.6], [2.3, 2.0], [201, 201])
     neurons = bj.GridMeasure.gaussian(box, mean=torch.tensor([0.5, 0.2], dtype=D), std=0.3).to_particles(drop=1e-9)
-    reference = bj.evolve(bj.GradientFlow(risk, tau=0.025), neurons, 1.0)
+    reference = bj.evolve(bj.SlidingFlow(risk, tau=0.0125), neurons, 1.0, record=2)  # 5e-5 off, six times faster
     grid = way.grid(nodes=512, dim=1)
     start = way.measure(grid, neurons.w, neurons.a, masses=neurons.masses, width=0.1)
     taus = (0.1, 0.05, 0.025)

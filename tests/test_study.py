@@ -163,12 +163,13 @@ def made(kind: str, gap: Callable[[float, float], float], **more: Any) -> list[t
             "trusted": 1,
             "h": h,
             "tau": tau,
+            "grid": number,
             "shape": f"{h:g}",
             "nodes": 9,
         }
         | {"gap": gap(tau, h)}
         | more
-        for h in (0.4, 0.2, 0.1)
+        for number, h in enumerate((0.4, 0.2, 0.1), 1)
         for tau in (0.8, 0.4, 0.2, 0.1)
         if kind == "jko" or tau < 0.8
     ]
@@ -202,16 +203,21 @@ def test_gaps_that_the_grid_decides_and_references_that_are_not_better_do_not_co
 
 
 def test_boxes_of_one_spacing_are_one_grid_to_orders(tmp_path: Path) -> None:
-    """Of two boxes with the same h the larger counts; the figure shows both."""
+    """Of grids with the same h the larger counts, of equals the last; the figure shows both."""
     rows = made("jko", lambda tau, h: tau + h**2) + made("extrapolated", lambda tau, h: h**2)
-    smaller = [row | {"gap": 2 * row["gap"], "shape": "small", "nodes": 4} for row in rows if row["h"] == 0.1]
-    for every in (rows + smaller, smaller + rows):
+    finest = [row for row in rows if row["h"] == 0.1]
+    smaller = [row | {"gap": 2 * row["gap"], "grid": 4, "shape": "small", "nodes": 4} for row in finest]
+    before = [row | {"gap": 2 * row["gap"], "grid": 0} for row in finest]
+    for every in (rows + smaller, smaller + rows, before + rows):
         for kind, variable in (("jko", "tau"), ("jko", "h"), ("extrapolated", "h")):
             assert order(every, kind, variable) == pytest.approx(order(rows, kind, variable), nan_ok=True)
     shown = [row | {"gap_share": row["gap"]} for row in smaller + rows]
     figure = plot_study(shown, orders.fitted(shown), tmp_path / "study.png")
     labels, said = figure.axes[0].get_legend_handles_labels()[1], figure.axes[0].get_legend().get_title()
     assert {"h = 0.1 (small)", "h = 0.1 (0.1)", "h = 0.2"} <= set(labels)
+    alike = [row | {"gap_share": row["gap"]} for row in before + rows]
+    labels = plot_study(alike, [], tmp_path / "alike.png").axes[0].get_legend_handles_labels()[1]
+    assert {"h = 0.1 (0)", "h = 0.1 (3)"} <= set(labels)
     assert said.get_text().endswith("= 0.8, 0.4, 0.2")  # the points that the order was fitted on
 
 
@@ -326,6 +332,19 @@ def test_bad_input_is_refused_before_anything_is_run(old: str, new: str, message
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reference_that_cannot_be_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    """Particles whose outputs are frozen slide along nothing."""
+    asked = TINY.replace('"projected"', '"signed"').replace(
+        "{ nodes = 24 }, { nodes = 48 }", "{ nodes = 24, radius = 3 }"
+    )
+    asked = asked.replace('"uniform", radius = 0.7', '"gaussian", mean = 0.0, std = 0.5').replace('"gd"', '"sliding"')
+    with pytest.raises(
+        ConfigError, match=r"in the way 'circle' for the problem 'pair': .*need Free\(\) for SlidingFlow"
+    ):
+        study.execute_study(study_config.load_study(written(tmp_path, asked)), tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_another_study_is_refused_untouched(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -338,7 +357,7 @@ def test_a_folder_of_another_study_is_refused_untouched(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    (lambda text: text[:-9], "study.csv, whose line 3 is broken, need 27 cells and an end: delete that line"),
+    (lambda text: text[:-9], "study.csv, whose line 3 is broken, need 28 cells and an end: delete that line"),
     (lambda text: text[:-1], "study.csv, whose line 3 is broken"),  # the last number may be cut short
     (lambda text: text.replace("0.1,", "0.1;", 1), "study.csv, whose line 2 is broken"),
     (lambda text: text.replace(",", ";"), "study.csv with other columns, need what this version's studies write"),
@@ -405,6 +424,51 @@ def test_a_step_that_fails_at_once_is_a_row(tmp_path: Path, monkeypatch: pytest.
     rows = study.execute_study(study_config.load_study(written(tmp_path, TINY)), tmp_path / "out", None)
     assert len(rows) == 6
     assert all(row["status"] != "ok" and row["gap"] is None for row in rows)
+
+
+@pytest.mark.parametrize("failing", ["jko", "gd"])
+def test_what_failed_is_run_again(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flows, and rows that stand on them or on a reference: the folder becomes that of a study without failures."""
+    file, out = written(tmp_path, TINY), tmp_path / "out"
+    evolve = bj.evolve
+
+    def fail(stepper: Any, start: Any, *arguments: Any, **more: Any) -> bj.Flow:
+        flow = evolve(stepper, start, *arguments, **more)
+        if stepper.name == failing and stepper.tau in (0.1, 0.01):
+            raise bj.FlowError("stopped", bj.Status.infeasible, flow)
+        return flow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "evolve", fail)
+        rows = study.execute_study(study_config.load_study(file), out, None)
+    failed = [(row["kind"], row["tau"]) for row in rows if row["status"] != "ok"]
+    assert len(rows) == 6
+    assert len(failed) == (4 if failing == "jko" else 6)  # two grids
+    assert all(row["gap"] is None for row in rows if row["status"] != "ok")
+    again = study.execute_study(study_config.load_study(file), out, None)
+    never = study.execute_study(study_config.load_study(file), tmp_path / "whole", None)
+
+    def told(rows: list[table.Row]) -> list[table.Row]:
+        return sorted(
+            ({**row, "seconds": None} for row in rows), key=lambda row: (row["kind"], row["grid"], row["tau"])
+        )
+
+    assert told(again) == told(table.load(out / "study.csv")) == told(never)
+
+
+def test_grids_of_one_shape_and_spacing_are_two(tmp_path: Path) -> None:
+    """Nodes on kinks a quarter turn apart are those of the uniform circle, turned."""
+    asked = TINY.replace("{ nodes = 24 }, { nodes = 48 }", "{ nodes = 24 }, { nodes = 24, kinks = true }")
+    file, out = written(tmp_path, asked), tmp_path / "out"
+    assert invoke("study", file, "--out", out).exit_code == 0
+    rows = table.load(out / "study.csv")
+    assert len({(row["shape"], row["h"]) for row in rows}) == 1
+    for kind, tau in (("jko", 0.1), ("jko", 0.05), ("extrapolated", 0.05)):
+        one, two = (row for row in rows if (row["kind"], row["tau"]) == (kind, tau))
+        assert (one["grid"], two["grid"]) == (1, 2)
+        assert one["gap"] != two["gap"]
+    assert invoke("study", file, "--out", out).exit_code == 0
+    assert table.load(out / "study.csv") == rows
 
 
 @pytest.mark.parametrize(

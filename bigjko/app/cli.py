@@ -41,7 +41,7 @@ references = [{ method = "gd", tau = 0.005 }]
 It leaves study.csv (a row a comparison: gap is the largest difference of outputs over times and data, in units
 of y, gap_share that over max |y|, trusted = 1 where the reference's own error is ten times smaller), orders.csv
 (slopes of the gap in tau, h and m, with the points each was fitted on), study.png, study.toml and
-versions.json. Started again on its folder it runs what is not there; rows of flows that failed are there.
+versions.json. Started again on its folder it runs what is not there, and once more what failed.
 """
 
 

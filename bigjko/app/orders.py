@@ -37,7 +37,7 @@ def fitted(rows: list[Row]) -> list[Row]:
     In tau, gaps count that the grid has no say in: the next coarser one changes them by less than a fifth (all of them,
     where there is one grid only); and only against references whose own error is ten times smaller. The floor beside
     them is the gap left at the two smallest taus after Richardson's extrapolation to tau = 0, NaN where there is none.
-    In h, all grids count, of boxes with the same h the one with most nodes; of the extrapolated gap the slope is that
+    In h, all grids count, of those with the same h the one with most nodes; of the extrapolated gap the slope is that
     at tau = 0. In m, means over seeds count that are at least three times the
     gap between JKO and the particles on all nodes. A slope without two points is NaN.
     """
@@ -85,12 +85,12 @@ def _widths(rows: list[Row], every: list[Row]) -> list[Row]:
 
 
 def widest(rows: list[Row]) -> list[Row]:
-    """The rows that orders are fitted on: of grids with the same h, which are boxes, those of the one with most nodes.
+    """The rows that orders are fitted on: of grids with the same h, those of the one with most nodes, or the last.
 
     With no more than a grid an h, all rows.
     """
-    most = {h: max(r["nodes"] for r in rows if r["h"] == h) for h in {r["h"] for r in rows}}
-    return [r for r in rows if r["nodes"] == most[r["h"]]]
+    most = {h: max((r["nodes"], r["grid"]) for r in rows if r["h"] == h) for h in {r["h"] for r in rows}}
+    return [r for r in rows if (r["nodes"], r["grid"]) == most[r["h"]]]
 
 
 def mean_over_seeds(rows: list[Row], quantity: str) -> list[tuple[float, float, float]]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ from torch import Tensor
 from bigjko_kernels import Grid, GridError, KernelError
 
 from ..errors import MeasureError, RiskError, StepError
-from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, epsilon_of
+from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, epsilon_of, step_memory
 from ..losses import Huber, Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
+from ..memory import check as check_memory
 from ..neurons.dynamics import Dynamics
 from ..particles import GradientDescent, GradientFlow, ImplicitGradientDescent, SlidingFlow
 from ..risk import Risk
 from ..stepper import Stepper
 from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
-from .ways import WAYS, GridChoice, Start, grid_of
+from .ways import WAYS, GridChoice, Start, grid_of, outline
 
 Points = tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]
 
@@ -106,10 +108,16 @@ def refusals(where: str) -> Iterator[None]:
 
 
 def place(question: Question, way: str, grid: GridChoice, start: Start, known: Points) -> Place:
-    """The risk of a way, its grid and its start."""
+    """The risk of a way, its grid and its start.
+
+    Raises:
+        StepError: where the steps would need more memory than there is, before any of it is taken.
+    """
     X, y = known
     scale = 1 / len(y) if question.loss.scale == "mean" else float(question.loss.scale)
     risk = Risk(X, y, WAYS[way].build(), LOSSES[question.loss.name](scale, question.loss), question.weight_decay)
+    small, shape = outline(risk.neurons, grid, X)
+    check_memory(small, partial(step_memory, risk, small), "JKO steps", shape)
     nodes = grid_of(risk.neurons, grid, X)
     risk.neurons.check(nodes, X.shape[1])
     return Place(risk, nodes, WAYS[way].starts[start.kind].make(risk.neurons, nodes, start, X.shape[1]))

@@ -22,6 +22,7 @@ from ..neurons import Free, Neurons
 from ..optional import need
 from ..show.progress import Bars
 from ..status import FlowError
+from ..stepper import Stepper
 from .config import ConfigError
 from .orders import write_orders
 from .prepare import METHODS, Place, Points, jko_of, out_of_memory, place, points, refusals
@@ -37,6 +38,7 @@ _WINDOWS = 16
 _TRUST = 10  # times that a reference's own error must be below the gap
 _EXACT_SEEDS = 5
 _ORDERS = {"first": 1, "second": 2}  # of what extrapolation cancels, in tau
+_NEEDED = "a flow that it needs failed"
 _SAME = 1e-9  # what rounding makes of a tau twice another
 
 
@@ -44,7 +46,8 @@ def execute_study(study: Study, out: Path, console: Any) -> list[Row]:
     """Run every row of a study that its folder does not hold yet.
 
     Leaves `study.csv` (a row a comparison, written as it comes), `orders.csv`, `study.png`, `study.toml` and
-    `versions.json`. A flow that fails is a row that says so. Started again with the same file, it goes on where it was.
+    `versions.json`. A flow that fails is a row that says so. Started again with the same file, it goes on where it was,
+    and tries what failed once more.
 
     Raises:
         ConfigError: for what the engine refuses, before anything is run, and for a folder of something else.
@@ -78,6 +81,9 @@ def _refuse_early(study: Study, known: dict[str, Points]) -> None:
             with refusals(f"in the way '{way.name}' for the problem '{problem.name}'"):
                 here = place(problem, way.way, choice, way.start, known[problem.name])
                 jko_of(here, way.jko, way.taus[0])
+                for reference in way.references:
+                    stepper, start = _reference_of(here, reference, reference.tau)
+                    stepper.init(start)
 
 
 def _opened(study: Study, out: Path) -> Table:
@@ -115,8 +121,8 @@ class _Pair:
         self.taus = sorted(way.taus, reverse=True)
 
     def run(self) -> None:
-        for choice in self.way.grids:
-            self._grid(choice)
+        for number, choice in enumerate(self.way.grids, 1):
+            self._grid(number, choice)
         if self.way.widths is not None:
             self._widths(self.way.widths)
 
@@ -125,9 +131,9 @@ class _Pair:
 
     # ------------------------------------------------------------------------------------------------ grids x taus
 
-    def _grid(self, choice: GridChoice) -> None:
+    def _grid(self, number: int, choice: GridChoice) -> None:
         here = self._place(choice)
-        lacking = [row for row in self._rows(here) if not self.table.has(row)]
+        lacking = [row for row in self._rows(number, here) if not self.table.has(row)]
         if not lacking:
             return
         held = {r.label: self._reference(here, r) for r in self.way.references if _asks(lacking, r.label)}
@@ -148,24 +154,25 @@ class _Pair:
                         if last is None or flow is None
                         else extrapolate(last, flow, order=_ORDERS[self.way.jko.scheme])
                     )
-                    status = {"status": "ok" if pair is not None else "a flow that it needs failed"}
+                    status = {"status": "ok" if pair is not None else _NEEDED}
                     self.table.add(row | status | self._output_gaps(pair, held[row["reference"]]))
             last = flow
 
-    def _rows(self, here: Place) -> Iterator[Row]:
+    def _rows(self, number: int, here: Place) -> Iterator[Row]:
         """The rows that a grid should have, by what tells them apart."""
         for k, tau in enumerate(self.taus):
             for reference in self.way.references:
-                row = self._facts(here, tau) | {"reference": reference.label}
+                row = self._facts(number, here, tau) | {"reference": reference.label}
                 yield row | {"kind": "jko"}
                 if k and abs(self.taus[k - 1] / tau - 2) < _SAME:
                     yield row | {"kind": "extrapolated"}
 
-    def _facts(self, here: Place, tau: float) -> Row:
+    def _facts(self, number: int, here: Place, tau: float) -> Row:
         grid, way = here.grid, here.risk.neurons
         return {
             "problem": self.problem.name,
             "way": self.way.name,
+            "grid": number,
             "shape": "x".join(map(str, grid.shape)),
             "nodes": grid.size,
             "h": way.spacing(grid),
@@ -208,24 +215,19 @@ class _Pair:
         flows = []
         for part in (1, 2):
             tighter = {k: v / 4 for k in ("rtol", "atol") if part == 2 and (v := _tolerance(choice, k))}
-            flow, status = self._particles(here, choice.model_copy(update=tighter), choice.tau / part)
+            one = choice.model_copy(update=tighter)
+            flow, status = self._evolved(
+                *_reference_of(here, one, choice.tau / part), f"{choice.label} tau = {choice.tau / part:g}"
+            )
             if flow is None or status != "ok":
                 return _Held(None, math.nan, f"reference {choice.label}: {status}")
             flows.append(flow)
         return _Held(flows[1], compare(flows[0], flows[1], transport=False).sup_output_gap, "ok")
 
-    def _particles(self, here: Place, choice: Reference, tau: float) -> tuple[Flow | None, str]:
-        start = here.risk.neurons.particles(here.start, drop=choice.drop)
-        if choice.dynamics == "balanced":
-            start = start.balanced()
-        dynamics = None if choice.dynamics == "own" else Free()
-        stepper = METHODS[choice.method](here.risk, choice, tau, dynamics)
-        return self._evolved(stepper, start, f"{choice.label} tau = {tau:g}")
-
     def _gaps(self, here: Place, flow: Flow | None, held: _Held) -> Row:
         """What a row says of JKO against a reference."""
         if flow is None or held.flow is None:
-            return {} if held.flow is not None else {"status": held.status}
+            return self._output_gaps(flow, held)
         gaps = compare(flow, held.flow, blur=self.way.blur, max_points=_POINTS)
         return self._output_gaps(flow, held) | {
             "transport": float(gaps.transport[-1]),
@@ -235,7 +237,9 @@ class _Pair:
         }
 
     def _output_gaps(self, flow: Flow | None, held: _Held) -> Row:
-        if flow is None or held.flow is None:
+        if held.flow is None:
+            return {"status": held.status}
+        if flow is None:
             return {}
         gaps = compare(flow, held.flow, transport=False)
         gap = gaps.sup_output_gap
@@ -253,7 +257,7 @@ class _Pair:
         """Networks drawn from the start's own nodes: what they tend to is the GD of all nodes, to the last bit."""
         here = self._place(self.way.grids[-1])
         tau = self.taus[-1]
-        facts = self._facts(here, tau) | {"reference": "gd"}
+        facts = self._facts(len(self.way.grids), here, tau) | {"reference": "gd"}
         asked = [(m, seed) for m in widths.m for seed in range(widths.seeds)]
         kinds = ("width", "limit")
         lacking = [
@@ -269,9 +273,7 @@ class _Pair:
         if jko is None or limit.flow is None:
             for m, seed in lacking:
                 for kind in kinds:
-                    self.table.add(
-                        facts | {"kind": kind, "m": m, "seed": seed, "status": "a flow that it needs failed"}
-                    )
+                    self.table.add(facts | {"kind": kind, "m": m, "seed": seed, "status": _NEEDED})
             return
         floor = facts | {"kind": "floor", "status": "ok"}
         if not self.table.has(floor):
@@ -309,6 +311,15 @@ class _Pair:
             if m <= widths.exact and seed < _EXACT_SEEDS:
                 row["exact"] = exact_distance(here.risk.neurons, flow.final, other.final, m, seed)
         return row
+
+
+def _reference_of(here: Place, choice: Reference, tau: float) -> tuple[Stepper[ParticleMeasure, Any], ParticleMeasure]:
+    """The particles of a reference, and how they move."""
+    start = here.risk.neurons.particles(here.start, drop=choice.drop)
+    if choice.dynamics == "balanced":
+        start = start.balanced()
+    dynamics = None if choice.dynamics == "own" else Free()
+    return METHODS[choice.method](here.risk, choice, tau, dynamics), start
 
 
 def _asks(rows: Iterable[Row], label: str) -> bool:

@@ -42,17 +42,19 @@ def _against_tau(ax: Any, rows: list[Row], fits: list[Row], title: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
     steps = [r for r in rows if r["kind"] in ("jko", "extrapolated")]
     reference = steps[0]["reference"] if steps else ""
-    grids = sorted({(r["h"], r["shape"]) for r in steps}, reverse=True)
-    for k, (h, shape) in enumerate(grids):
+    grids = sorted({(r["h"], r["shape"], r["grid"]) for r in steps}, reverse=True)
+    for k, grid in enumerate(grids):
+        h, shape, number = grid
         for kind, style in (("jko", "-"), ("extrapolated", ":")):
             points = sorted(
                 (r["tau"], r["gap_share"])
                 for r in steps
-                if (r["h"], r["shape"], r["kind"], r["reference"]) == (h, shape, kind, reference)
+                if (r["h"], r["shape"], r["grid"], r["kind"], r["reference"]) == (*grid, kind, reference)
             )
             if points:
-                twice = sum(h == other for other, _ in grids) > 1
-                label = f"h = {h:.3g}" + (f" ({shape})" if twice else "") if kind == "jko" else None
+                others = [other for other in grids if other[0] == h and other != grid]
+                told = number if any(other[1] == shape for other in others) else shape
+                label = f"h = {h:.3g}" + (f" ({told})" if others else "") if kind == "jko" else None
                 mark = _MARKS[k % len(_MARKS)] if kind == "jko" else "."
                 ax.plot(*zip(*points, strict=True), style, marker=mark, color=_COLOURS[k % 6], ms=4, label=label)
     if any(r["kind"] == "extrapolated" for r in steps):

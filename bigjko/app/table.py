@@ -11,15 +11,16 @@ from .sections import ConfigError
 Row = dict[str, Any]
 
 # What tells one row from another.
-KEY = ("kind", "problem", "way", "shape", "h", "tau", "reference", "m", "seed")
+KEY = ("kind", "problem", "way", "grid", "tau", "reference", "m", "seed")
 _TEXTS = ("kind", "problem", "way", "shape", "reference", "status")
-_WHOLE = ("nodes", "m", "seed", "steps", "evaluations")
+_WHOLE = ("grid", "nodes", "m", "seed", "steps", "evaluations")
 COLUMNS = (
     # jko; extrapolated, from tau and the one before; width: m neurons against JKO; limit: against GD on all nodes;
     # floor: JKO against that
     "kind",
     "problem",
     "way",
+    "grid",  # which of the way's grids in the file, from 1: two may have one shape and h
     "shape",
     "nodes",
     "h",
@@ -48,16 +49,21 @@ COLUMNS = (
 
 
 class Table:
-    """Rows of `study.csv`, appended and flushed one by one."""
+    """Rows of `study.csv`, appended and flushed one by one; those that failed before are taken out, to be run again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         begun = path.exists() and path.stat().st_size > 0
-        self.rows = load(path) if begun else []
+        known = load(path) if begun else []
+        self.rows = [row for row in known if row["status"] == "ok"]
         self._keys = {_key(row) for row in self.rows}
-        if not begun:
-            with path.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+        if not begun or len(self.rows) < len(known):
+            whole = path.with_suffix(".new")  # moved in whole: no row is lost to Ctrl-C
+            with whole.open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(COLUMNS)
+                table.writerows([_written(row[name]) for name in COLUMNS] for row in self.rows)
+            whole.replace(path)
 
     def has(self, row: Row) -> bool:
         """Whether a row of that key is there."""

@@ -103,6 +103,27 @@ def grid_of(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> Grid:
     return Grid.uniform(low, high, shape, **kind)
 
 
+def outline(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> tuple[Grid, tuple[int, ...]]:
+    """A grid of few nodes of the same factors as the one that a file asks for, and the shape of the latter.
+
+    What does not fit is known before it is there. An axis has a length of its own or grows as a power of nodes, which
+    two small grids tell; one is rounded up (radii, on a cone), and may come out a node off.
+    """
+    if choice.shape is not None:
+        few = [min(size, _FEW) for size in choice.shape]
+        return grid_of(way, choice.model_copy(update={"shape": few}), X), tuple(choice.shape)
+    nodes = choice.nodes or 0
+    small = grid_of(way, choice.model_copy(update={"nodes": min(nodes, _FEW)}), X)
+    if nodes <= _FEW:
+        return small, small.shape
+    double = grid_of(way, choice.model_copy(update={"nodes": 2 * _FEW}), X).shape
+    doublings = math.log2(nodes / _FEW)
+    return small, tuple(round(a * (b / a) ** doublings) for a, b in zip(small.shape, double, strict=True))
+
+
+_FEW = 1024
+
+
 # ----------------------------------------------------------------------------------------------------------- starts
 
 

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels import Tiled
+
 from ..energy import Energy
 from ..errors import StepError
-from ..measure import GridMeasure
+from ..measure import GridMeasure, ParticleMeasure
 from ..risk import Risk
 from ..status import Status
 from ..stepper import M, Step, Stepper
@@ -45,8 +47,10 @@ class Adaptive(Stepper[M, AdaptiveState], Generic[M]):
         |u_j - v_j| <= atol + rtol (|u_j(t + dt) - u_j(t)| + rtol |u_j|)  for every j.
 
     Output by output and relative, so that the escape from a saddle is followed while its outputs are still 1e-12.
-    Explicit descent chatters about kinks that neurons slide along, by a share of its move that no shorter step makes
-    less: with few neurons put ImplicitGradientDescent inside, or give an atol.
+
+    Neurons that meet a kink on the way count apart: what whole and half steps differ by there is O(dt), once for one
+    that crosses, and undone by the next step for one that slides. It does not add up, so it may be
+    atol + rtol max_j |u_j| in all.
 
     Errors fall in proportion to rtol, as steps do. Cost: three steps of the stepper inside for one taken, half of which
     plain halving would have paid for; a step refused costs as much. PI control (Hairer and Wanner 1996, IV.2).
@@ -116,10 +120,11 @@ class Adaptive(Stepper[M, AdaptiveState], Generic[M]):
         while True:
             h = dt / math.ceil(dt / h * (1 - _SLIVER))
             whole = self.stepper.step(measure, state.inner, h)
-            halves = self._halves(measure, state.inner, h) if whole.status is Status.ok else whole
+            half = self.stepper.step(measure, state.inner, h / 2) if whole.status is Status.ok else whole
+            halves = self.stepper.step(half.measure, half.state, h / 2) if half.status is Status.ok else half
             steps += 3 if whole.status is Status.ok else 1
             if halves.status is Status.ok:
-                error = self._error(whole.outputs, halves.outputs, state.outputs)
+                error = self._error(measure, half.measure, halves, whole, state.outputs)
                 factor = _SAFETY * max(error, _TINY) ** -_I * max(state.error, _TINY) ** _P
             else:
                 error, factor = math.inf, _FAILED
@@ -140,17 +145,29 @@ class Adaptive(Stepper[M, AdaptiveState], Generic[M]):
         stats = {**halves.stats, "dt": h, "error": error, "rejected": float(rejected), "steps": float(steps)}
         return Step(halves.measure, after, h, halves.outputs, halves.risk, stats)
 
-    def _halves(self, measure: M, inner: Any, h: float) -> Step[M, Any]:
-        first = self.stepper.step(measure, inner, h / 2)
-        return self.stepper.step(first.measure, first.state, h / 2) if first.status is Status.ok else first
-
-    def _error(self, whole: Tensor, halves: Tensor, before: Tensor) -> float:
+    def _error(self, before: M, half: M, halves: Step[M, Any], whole: Step[M, Any], u: Tensor) -> float:
         risk = self.stepper.energy
         assert isinstance(risk, Risk)
         atol = _ATOL * float(risk.y.abs().max()) if self.atol is None else self.atol
-        allowed = atol + self.rtol * ((halves - before).abs() + self.rtol * halves.abs())
-        worst = ((whole - halves).abs() / allowed.clamp(min=1e-300)).max()
-        return float(torch.nan_to_num(worst, nan=math.inf))
+        size, missed = halves.outputs.abs(), whole.outputs - halves.outputs
+        adds = atol + self.rtol * ((halves.outputs - u).abs() + self.rtol * size)
+        stays = atol + self.rtol * size.max()
+        at_kinks = torch.zeros_like(missed)
+        if not isinstance(before, GridMeasure):
+            at_kinks = _at_kinks(risk, before, half, halves.measure, whole.measure)
+        shares = (missed - at_kinks).abs() / adds.clamp(min=1e-300), at_kinks.abs() / stays.clamp(min=1e-300)
+        return float(torch.nan_to_num(torch.cat(shares).max(), nan=math.inf))
+
+
+def _at_kinks(
+    risk: Risk, before: ParticleMeasure, half: ParticleMeasure, halves: ParticleMeasure, whole: ParticleMeasure
+) -> Float[Tensor, " n"]:
+    """What neurons whose gates change on the way add to the outputs of `whole`, less what they add to `halves`'."""
+    paths = (Tiled(measure.w, risk.X).tiles() for measure in (before, half, halves, whole))
+    gates = (torch.stack([act > 0 for _, act in same]) for same in zip(*paths, strict=True))
+    met = torch.cat([(some.any(0) & ~some.all(0)).any(1) for some in gates])
+    one, two = (risk.neurons.stream(m.w[met], risk.X).outputs(m.masses[met] * m.a[met]) for m in (whole, halves))
+    return one - two
 
 
 _I, _P = 0.7, 0.3  # errors fall like dt to dt^2: damped for either

@@ -10,4 +10,5 @@ from .scaling import ScalingSolver as ScalingSolver
 from .scheme import FirstOrder as FirstOrder
 from .scheme import Scheme as Scheme
 from .scheme import SecondOrder as SecondOrder
+from .size import step_memory as step_memory
 from .stepper import JKO as JKO

@@ -2,12 +2,13 @@
 
 import math
 
-from bigjko_kernels import Circulant, Cost, Grid, Line, Sheets
+from bigjko_kernels import Circulant, Grid, Line, Sheets, geodesic
+
+from ..energy import Energy
+from ..risk import Risk
 
 
-def step_memory(
-    grid: Grid, shape: tuple[int, ...], n: int, *, potential: bool, conserves_mass: bool, cost: Cost
-) -> int:
+def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
     """Bytes at the peak of a step and of the flow around it, measure and state included.
 
     On lines, and on a cone over a circle of 768 directions or more, within 25% (tested).
@@ -16,19 +17,19 @@ def step_memory(
     whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more.
 
     Args:
+        energy: its data, whether V is not zero, whether mass is kept, and the cost, which decides on the kernel.
         grid: factors, dtype and device.
         shape: nodes per factor, the grid's own or another.
-        n: data.
-        potential: whether V is not zero.
-        conserves_mass: whether mass is kept.
-        cost: the ground cost, which decides which kernel there will be.
     """
+    way = energy.neurons if isinstance(energy, Risk) else None
+    n, potential = (len(energy.y), energy.weight_decay > 0) if isinstance(energy, Risk) else (0, True)
+    cost = geodesic(grid) if way is None else way.cost
     N, item = math.prod(shape), grid.dtype.itemsize
     axes = [
         k for k, (f, size) in enumerate(zip(grid.factors, shape, strict=True)) if size > 1 and type(f) is not Sheets
     ]
     lines = all(isinstance(grid.factors[k], Line) for k in axes)
-    arrays = 7 + potential + (0 if conserves_mass else 4)
+    arrays = 7 + potential + (0 if way is None or way.conserves_mass else 4)
     if cost.per_factor(grid) is None:
         sheet = [size for f, size in zip(grid.factors, shape, strict=True) if type(f) is not Sheets]
         tables = _bands(sheet[0], sheet[1], N) if Circulant.takes(grid, cost) else _TILES * N

@@ -147,10 +147,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
 
     def memory_of(self, shape: tuple[int, ...]) -> int:
         """Bytes that a flow would need with so many nodes per factor."""
-        n, decay = (len(self.energy.y), self.energy.weight_decay) if isinstance(self.energy, Risk) else (0, 1.0)
-        cost = geodesic(self.grid) if self.neurons is None else self.neurons.cost
-        kept = self.neurons is None or self.neurons.conserves_mass
-        return step_memory(self.grid, shape, n, potential=decay > 0, conserves_mass=kept, cost=cost)
+        return step_memory(self.energy, self.grid, shape)
 
     @property
     def memory(self) -> int:

@@ -22,7 +22,7 @@ class Lazy(GibbsKernel):
     """Any cost, by KeOps log-sum-exps over the pairs of tiles of a sheet that b needs; tiles.py says which and why.
 
     Cost: N times the nodes within reach of one, 400 to 900 on a sphere at epsilon = .75 h^2; O(N^2) where b needs all
-    pairs or the cost has no terms. Memory O(N), 600 bytes a node. KeOps compiles up to three formulas (about 9 s each),
+    pairs or the cost has no terms. Memory O(N), 600 bytes a node. KeOps compiles up to three formulas (about 2 s each),
     then finds them in its cache; on the CPU it runs on one thread unless tiles are large.
     Distances are float64 whatever the dtype: an angle between float32 unit vectors has lost more than 4 ulp of out.
     Reference: Charlier et al. 2021, Kernel operations on the GPU, with autodiff, without memory overflows.
