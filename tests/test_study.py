@@ -213,12 +213,13 @@ def test_boxes_of_one_spacing_are_one_grid_to_orders(tmp_path: Path) -> None:
             assert order(every, kind, variable) == pytest.approx(order(rows, kind, variable), nan_ok=True)
     shown = [row | {"gap_share": row["gap"]} for row in smaller + rows]
     figure = plot_study(shown, orders.fitted(shown), tmp_path / "study.png")
-    labels, said = figure.axes[0].get_legend_handles_labels()[1], figure.axes[0].get_legend().get_title()
+    labels, legend = figure.axes[0].get_legend_handles_labels()[1], figure.axes[0].get_legend()
+    assert legend is not None
     assert {"h = 0.1 (small)", "h = 0.1 (0.1)", "h = 0.2"} <= set(labels)
     alike = [row | {"gap_share": row["gap"]} for row in before + rows]
     labels = plot_study(alike, [], tmp_path / "alike.png").axes[0].get_legend_handles_labels()[1]
     assert {"h = 0.1 (0)", "h = 0.1 (3)"} <= set(labels)
-    assert said.get_text().endswith("= 0.8, 0.4, 0.2")  # the points that the order was fitted on
+    assert legend.get_title().get_text().endswith("= 0.8, 0.4, 0.2")  # the points that the order was fitted on
 
 
 def test_a_floor_that_is_not_known_is_not_zero(tmp_path: Path) -> None:
