@@ -3,8 +3,8 @@
 Two problems in d = 2, uniform starts, T = 2: five points (mathematics.md 3) and the orthogonal pair. The reference is
 SlidingFlow on the grid's own nodes, whose own error (by halving its step) is printed with it. Gaps are the largest
 output gap over time, over max|y|; `masses` is the largest difference, in share of the total mass, of the mass within
-.1 rad of a kink or between those windows, sheet by sheet, at T. Then the orders in tau
-of steps and of extrapolated outputs on finer and finer grids. Takes about ten minutes on one core.
+.1 rad of a kink or between those windows, sheet by sheet, at T. Then the orders in tau of steps and of extrapolated
+outputs, on finer and finer grids. Takes about fifteen minutes on one core.
 """
 
 import math

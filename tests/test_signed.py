@@ -241,7 +241,7 @@ def axis_gap(way: Signed | Split, nodes: int, tau: float) -> float:
 def test_the_flow_is_descent_with_frozen_outputs_up_to_tau_and_h(way: Signed | Split) -> None:
     """h and tau halved together: the gap, O(tau) + O(sqrt epsilon) at the kink, falls by 1.6 or more, to 5e-3.
 
-    First order would be 2; 1.65 to 2.13 were measured. At 2048 nodes it is below 3e-3 (examples/study-first-layer.toml).
+    First order would be 2; 1.65 to 2.13 were measured. Below 3e-3 at 2048 nodes: examples/study-first-layer.toml.
     """
     gaps = [axis_gap(way, nodes, tau) for nodes, tau in ((256, 0.05), (512, 0.025), (1024, 0.0125))]
     assert gaps[0] / gaps[1] >= 1.6
