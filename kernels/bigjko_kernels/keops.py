@@ -19,46 +19,47 @@ if not torch.cuda.is_available():
     os.environ.setdefault("KEOPS_VERBOSE", "0")  # read once, when pykeops is first imported
 
 import pykeops  # noqa: E402
-from keopscore.get_keops_dll import get_keops_dll  # noqa: E402
-from pykeops.common.keops_io import LoadKeOps_cpp as on_cpu  # noqa: E402
-from pykeops.common.keops_io import keops_binder  # noqa: E402
 from pykeops.torch import LazyTensor as LazyTensor  # noqa: E402
 
-_KNOWN = ("2.2.3", "2.3")  # releases whose compiled formulas are called as keops.h is
+_KNOWN = ("2.2.3", "2.3")  # releases whose loaders are as `_hasten` takes them; others keep their own ways
 
 
-def _binding(loader: Any) -> str:
-    """The C++ that makes a module of a formula."""
-    tag, real = loader.params.tag, on_cpu.cpp_dtype[loader.params.dtype]
-    return f"""#include "{loader.params.source_name}"
+def _hasten() -> None:
+    """Compile formulas with keops.h, each in one process while others that need it wait.
+
+    KeOps looks whether a file is there, and then writes it: a second process would find half of it. What it knows of
+    its formulas it writes at exit, over what others wrote: that is left out, finding a formula again takes .03 s.
+    """
+    from keopscore.get_keops_dll import get_keops_dll
+    from pykeops.common.keops_io import LoadKeOps_cpp as on_cpu
+    from pykeops.common.keops_io import keops_binder
+
+    def binding(loader: Any) -> str:
+        tag, real = loader.params.tag, on_cpu.cpp_dtype[loader.params.dtype]
+        return f"""#include "{loader.params.source_name}"
 #define FORMULA launch_keops_cpu_{tag}
 #define REAL {real}
 #define INIT PyInit_pykeops_cpp_{tag}
 #include "{Path(__file__).with_name("keops.h")}"
 """
 
+    def alone(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loader(*formula: Any, **options: Any) -> Any:
+            name = hashlib.sha256(repr(formula).encode()).hexdigest()[:16]
+            with FileLock(Path(on_cpu.get_build_folder()) / f"{name}.lock"):
+                return load(*formula, **options)
 
-def _alone(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of formulas that compiles each in one process, while others that need it wait.
+        return loader
 
-    KeOps looks whether a file is there, and then writes it: a second process would find half of it.
-    """
-
-    def loader(*formula: Any, **options: Any) -> Any:
-        name = hashlib.sha256(repr(formula).encode()).hexdigest()[:16]
-        with FileLock(Path(on_cpu.get_build_folder()) / f"{name}.lock"):
-            return load(*formula, **options)
-
-    return loader
+    for cache in (get_keops_dll, *keops_binder.values()):
+        atexit.unregister(cache.save_cache)
+    for cache in keops_binder.values():
+        cache.cls = alone(cache.cls)  # called once a formula and process
+    on_cpu.LoadKeOps_cpp_class.get_pybind11_code = binding
 
 
-# What KeOps knows of its formulas it writes at exit, over what others wrote or read: finding it again takes .03 s each.
-for _cache in (get_keops_dll, *keops_binder.values()):
-    atexit.unregister(_cache.save_cache)
-for _cache in keops_binder.values():
-    _cache.cls = _alone(_cache.cls)  # called once a formula and process
 if pykeops.__version__ in _KNOWN:
-    on_cpu.LoadKeOps_cpp_class.get_pybind11_code = _binding
+    _hasten()
 
 
 def block_sparse(outputs: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
