@@ -223,7 +223,7 @@ def notes(console: Any, title: str = "") -> Iterator[None]:
 def versions(device: str) -> dict[str, Any]:
     """What a run was made with."""
     libraries = ("pykeops", "geomloss", "numpy", "torchdiffeq", "scikit-learn", "xarray", "zarr", "matplotlib")
-    found = {"torch": torch.__version__}  # with its build, which the package's metadata may leave out
+    found = {"torch": str(torch.__version__)}  # with its build, which the package's metadata may leave out
     for name in libraries:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
