@@ -19,6 +19,7 @@ from .energy import Potential as Potential
 from .errors import BoundaryMassWarning as BoundaryMassWarning
 from .errors import MeasureError as MeasureError
 from .errors import NarrowMeasureWarning as NarrowMeasureWarning
+from .errors import OtherVersionsWarning as OtherVersionsWarning
 from .errors import RiskError as RiskError
 from .errors import StepError as StepError
 from .evolve import evolve as evolve
@@ -41,5 +42,7 @@ from .risk import Risk as Risk
 from .status import FlowError as FlowError
 from .status import FlowInterrupted as FlowInterrupted
 from .status import Status as Status
+from .store import Checkpoint as Checkpoint
+from .store import StoreError as StoreError
 
 __version__ = "0.1.0"

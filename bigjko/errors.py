@@ -19,3 +19,7 @@ class NarrowMeasureWarning(UserWarning):
 
 class BoundaryMassWarning(UserWarning):
     """Mass at the edge of the box: the box, and no longer the flow, decides what happens there."""
+
+
+class OtherVersionsWarning(UserWarning):
+    """A flow that goes on with other versions than it was begun with: its last digits may differ."""

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import StepError
 from .flow import Flow
 from .measure import GridMeasure, ParticleMeasure
-from .neurons.base import Neurons
 from .status import FlowError, FlowInterrupted, Status
 from .stepper import Step, Stepper
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from .store.checkpoint import Checkpoint
 
 M = TypeVar("M", GridMeasure, ParticleMeasure)
 Callback = Callable[[float, Step[Any, Any]], None]
@@ -27,12 +27,19 @@ def evolve(
     save_at: Iterable[float] = (),
     record: int = 1,
     callbacks: Iterable[Callback] = (),
+    checkpoint: "Checkpoint | str | Path | None" = None,
+    resume: bool = False,
     progress: Callback | None = None,
     throw: bool = True,
 ) -> Flow:
     """Repeat a stepper's step from time 0 to t_end.
 
     Steps end at k tau (not summed), at every time of save_at exactly, and at t_end.
+
+    With a checkpoint the flow is written as it goes: measures when they are reached, all that it takes to go on once a
+    minute (`Checkpoint(path, seconds)` sets that), and on Ctrl-C or an error. What `kill -9` leaves can be loaded, and
+    resumed: on the CPU the result is bit by bit that of a flow that was left alone. Memory then holds the record, but
+    no measures: `flow.measures` reads them when they are asked for.
 
     Args:
         stepper: JKO, GradientDescent, GradientFlow, ...
@@ -41,46 +48,76 @@ def evolve(
         save_at: times at which measures are kept; by default the first and the last.
         record: outputs, risks, masses and stats are kept at 0, after every `record`-th step, and at t_end.
         callbacks: each is called with the time and the Step after every step.
-        progress: one more of them, for showing where the flow is.
+        checkpoint: where the flow is written, a store that `Flow.load` reads; must not exist, unless resumed.
+        resume: go on where a flow with the same checkpoint stopped. Starts anew where there is none; a flow that had
+            come to its end is loaded.
+        progress: one more of the callbacks, for showing where the flow is.
         throw: whether a step that fails raises; else the flow ends there and its status says why.
 
     Raises:
         FlowError: when a step fails; it carries the flow so far.
         FlowInterrupted: on Ctrl-C; it carries the flow so far.
-        StepError: for times that are not usable.
+        StepError: for times that are not usable, or resume without a checkpoint.
+        StoreError: for a checkpoint that cannot be written, that exists, that another process is writing, or that is of
+            another flow, with the differences.
     """
     save_at = [float(t) for t in save_at]  # arrays, tensors and generators alike
     targets = _targets(t_end, save_at)
     if record < 1:
         raise StepError(f"received record = {record}, need at least 1")
     state = stepper.init(start)
-    tape = _Tape(stepper.name, stepper.neurons)
+    first = Tape.first_row(start, stepper)
     heard = [*callbacks, *([progress] if progress else [])]
-    measure, time, steps = start, 0.0, 0
-    tape.begin(start, stepper, 0.0 in targets or not save_at)
-    status, step = Status.ok, None
-    try:
-        while time < t_end and status is Status.ok:
-            until = _next(time, stepper.tau, targets)
-            step = stepper.step(measure, state, until - time)
-            status = step.status
-            if status is not Status.ok:
-                break
-            reached = until if step.dt >= until - time else time + step.dt
-            measure, state, time, steps = step.measure, step.state, reached, steps + 1  # at once: Ctrl-C comes any time
-            ended = time >= t_end
-            if steps % record == 0 or ended:
-                tape.record(time, step)
-            if (save_at and time in targets and (time < t_end or t_end in save_at)) or (ended and not save_at):
-                tape.save(time, measure)
-            for callback in heard:
-                callback(time, step)
-    except KeyboardInterrupt:
-        raise FlowInterrupted(tape.flow(Status.interrupted, time, measure)) from None
-    flow = tape.flow(status, time, measure)
-    if status is not Status.ok and throw:
-        raise FlowError(f"the {stepper.name} step from t = {time:.6g} failed: {status.value}", status, flow)
+    asked = {"t_end": float(t_end), "save_at": sorted(set(save_at)), "record": record}
+    with _tape(stepper, start, asked, checkpoint, resume) as tape:
+        flow = tape.resumed(state, first)
+        if flow is None:
+            if not tape.rows:
+                tape.begin(start, state, first, keep=0.0 in targets or not save_at)
+            status = Status.ok
+            try:
+                while tape.reached.time < t_end and status is Status.ok:
+                    now = tape.reached
+                    until = _next(now.time, stepper.tau, targets)
+                    step = stepper.step(now.measure, now.state, until - now.time)
+                    status = step.status
+                    if status is not Status.ok:
+                        break
+                    time = until if step.dt >= until - now.time else now.time + step.dt
+                    ended = time >= t_end
+                    kept = time in targets and (time < t_end or t_end in save_at) if save_at else ended
+                    tape.step(time, step, record=(now.steps + 1) % record == 0 or ended, keep=kept)
+                    tape.rest()
+                    for callback in heard:
+                        callback(time, step)
+            except KeyboardInterrupt:
+                raise FlowInterrupted(tape.end(Status.interrupted)) from None
+            flow = tape.end(status)
+    if flow.status is not Status.ok and throw:
+        reached = float(flow.saved_times[-1])
+        raise FlowError(
+            f"the {stepper.name} step from t = {reached:.6g} failed: {flow.status.value}", flow.status, flow
+        )
     return flow
+
+
+def _tape(
+    stepper: Stepper[Any, Any],
+    start: GridMeasure | ParticleMeasure,
+    asked: dict[str, Any],
+    checkpoint: "Checkpoint | str | Path | None",
+    resume: bool,
+) -> Tape:
+    """In memory, or on disk."""
+    if checkpoint is None:
+        if resume:
+            raise StepError("received resume = True without a checkpoint, need the one to go on from: checkpoint=path")
+        return Tape(stepper.name, stepper.neurons)
+    from .store.checkpoint import Checkpoint
+
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    return checkpoint.tape(stepper, start, asked, resume)
 
 
 def _targets(t_end: float, save_at: Sequence[float]) -> list[float]:
@@ -97,50 +134,3 @@ def _next(time: float, tau: float, targets: list[float]) -> float:
     k = math.floor(time / tau * (1 + 1e-12) + 1e-9) + 1
     target = next(t for t in targets if t > time)
     return target if k * tau >= target - 1e-9 * tau else k * tau
-
-
-@dataclass
-class _Tape:
-    """What has been recorded so far."""
-
-    name: str
-    neurons: Neurons | None
-    # One append a row: Ctrl-C between two lists would leave them of different lengths.
-    rows: list[tuple[float, Tensor, Tensor, Tensor, dict[str, float]]] = field(default_factory=list)
-    saved: list[tuple[float, GridMeasure | ParticleMeasure]] = field(default_factory=list)
-
-    def begin(self, start: M, stepper: Stepper[M, Any], keep: bool) -> None:
-        nodes = start.grid if isinstance(start, GridMeasure) else start
-        energy = stepper.energy.on(nodes)
-        outputs = energy.outputs(start.masses)
-        self._append(0.0, outputs, energy.value(start.masses, outputs), start.mass, {})
-        if keep:
-            self.save(0.0, start)
-
-    def record(self, time: float, step: Step[Any, Any]) -> None:
-        self._append(time, step.outputs, step.risk, step.measure.mass, step.stats)
-
-    def save(self, time: float, measure: GridMeasure | ParticleMeasure) -> None:
-        self.saved.append((time, measure))
-
-    def _append(self, time: float, outputs: Tensor, risk: Tensor, mass: Tensor, stats: dict[str, float]) -> None:
-        self.rows.append((time, outputs.detach(), risk.detach(), mass.detach(), stats))
-
-    def flow(self, status: Status, time: float, measure: GridMeasure | ParticleMeasure) -> Flow:
-        """The flow so far; one that ended early keeps the measure it had reached."""
-        if status is not Status.ok and (not self.saved or self.saved[-1][0] < time):
-            self.save(time, measure)
-        times, outputs, risks, masses, stats = zip(*self.rows, strict=True)
-        names = sorted({name for row in stats for name in row})
-        return Flow(
-            self.name,
-            self.neurons,
-            torch.tensor(times, dtype=torch.float64),
-            torch.stack(outputs).cpu(),
-            torch.stack(risks).double().cpu(),
-            torch.stack(masses).cpu(),
-            {k: torch.tensor([row.get(k, math.nan) for row in stats], dtype=torch.float64) for k in names},
-            status,
-            torch.tensor([t for t, _ in self.saved], dtype=torch.float64),
-            tuple(m for _, m in self.saved),
-        )

@@ -1,5 +1,6 @@
 """A flow: what was recorded while a stepper went down an energy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ class Flow:
         stats: (T,) numbers of each recorded step, NaN at time 0.
         status: how it ended.
         saved_times: (S,) times of the saved measures.
-        measures: those measures, each with its own grid.
+        measures: those measures, each with its own grid; a flow that was loaded, or written as it went, reads them
+            when they are asked for.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Flow:
     stats: dict[str, Float[Tensor, " T"]]
     status: Status
     saved_times: Float[Tensor, " S"]
-    measures: tuple[GridMeasure | ParticleMeasure, ...]
+    measures: Sequence[GridMeasure | ParticleMeasure]
     attributes: dict[str, Any] = field(default_factory=dict)
 
     @property

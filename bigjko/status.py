@@ -8,6 +8,7 @@ class Status(Enum):
 
     ok = "the flow reached its end"
     interrupted = "the flow was stopped by the user; what was recorded is kept"
+    unfinished = "the flow has not reached its end: it goes on, or was killed; resume = True continues from here"
     dual_stalled = (
         "the dual of the step stopped short of its tolerance: take a smaller tau, or loosen rtol of the DualSolver"
     )

@@ -66,9 +66,10 @@ def app() -> "typer.Typer":
     import typer
     from rich.console import Console
 
+    from ..store import StoreError
     from .config import ConfigError, load
     from .prepare import out_of_memory
-    from .run import INTERRUPTED, Stopped, execute, reload
+    from .run import INTERRUPTED, Stopped, execute, reload, terminated
     from .study import execute_study
     from .study_config import load_study
 
@@ -95,22 +96,32 @@ def app() -> "typer.Typer":
         file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
         out: Annotated[Path | None, typer.Option(help="A new folder; runs/<file>-<time> by default.")] = None,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on in the folder --out where this stopped.")] = False,
+        checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
     ) -> None:
-        """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder."""
+        """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder.
+
+        Killed, stopped or interrupted at any moment, it goes on with --resume as if nothing had happened.
+        """
+        if resume and out is None:
+            fail("received --resume without --out, need the folder that was begun: --out FOLDER")
         folder = Path("runs") / f"{file.stem}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else out
         try:
             experiment = load(file)
             if device is not None:
                 experiment = experiment.model_copy(update={"device": device})
-            found = execute(experiment, folder, Console(stderr=True))
-        except (ConfigError, ImportError) as refused:
+            with terminated():
+                found = execute(experiment, folder, Console(stderr=True), resume=resume, seconds=checkpoint)
+        except (ConfigError, ImportError, StoreError) as refused:
             fail(refused)
         except OSError as refused:
             fail(f"received the output folder {folder}, which cannot be written ({refused}): choose another with --out")
         except Stopped as stopped:
             fail(stopped, stopped.code)
         except KeyboardInterrupt:
-            kept = f"flows that were complete are saved in {folder}" if folder.exists() else "nothing had been run"
+            kept = (
+                f"the same command with --resume --out {folder} goes on" if folder.exists() else "nothing had been run"
+            )
             fail(f"interrupted between two flows: {kept}", INTERRUPTED)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):

@@ -1,15 +1,13 @@
 """An experiment from its file to a folder: both flows of every run, what they say, and how they were made."""
 
 import contextlib
-import dataclasses
+import difflib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import signal
-import threading
-import time as clock
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +17,14 @@ import torch
 
 from .. import __version__
 from ..compare import compare
-from ..errors import BoundaryMassWarning, NarrowMeasureWarning
+from ..errors import BoundaryMassWarning, NarrowMeasureWarning, OtherVersionsWarning
 from ..evolve import evolve
 from ..flow import Flow
 from ..show.plots import plot_flows
 from ..show.progress import Bars
 from ..status import FlowError, FlowInterrupted
+from ..stepper import Stepper
+from ..store import Checkpoint
 from .config import ConfigError, Experiment, dump
 from .prepare import Prepared, build, data
 from .verdict import Numbers, numbers, verdict
@@ -44,7 +44,9 @@ class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what t
         self.code = code
 
 
-def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Numbers]:
+def execute(
+    experiment: Experiment, out: Path, console: Any, *, resume: bool = False, seconds: float = 60.0
+) -> dict[str, Numbers]:
     """Run everything in an experiment and leave a folder.
 
     One run writes `flow-jko.zarr`, `flow-gd.zarr`, `flows.png`, `summary.json`, `config.toml` and `versions.json` to
@@ -52,42 +54,69 @@ def execute(experiment: Experiment, out: Path, console: Any) -> dict[str, Number
 
     Args:
         experiment: what to run.
-        out: must not exist.
+        out: must not exist, unless resumed.
         console: rich's, for bars and notes.
+        resume: go on in a folder where the same experiment stopped; flows that are complete are read.
+        seconds: between two checkpoints of a flow.
 
     Returns:
         The numbers of every run, by name.
 
     Raises:
-        ConfigError: for what the engine refuses, before anything is run, and for a folder that exists.
-        Stopped: for Ctrl-C and for a step that failed; all that was recorded has been saved.
+        ConfigError: for what the engine refuses, before anything is run, for a folder that exists, and for a folder of
+            another experiment, with the difference.
+        Stopped: for Ctrl-C and for a step that failed; all that was reached has been saved.
     """
+    several = len(experiment.runs) > 1
+    folders = {run.name: out / run.name if several else out for run in experiment.runs}
+    configs = {run.name: dump(experiment.model_copy(update={"runs": [run]})) for run in experiment.runs}
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"received the output folder {out}, which exists, need a new one: choose another with --out")
+        if not resume:
+            raise ConfigError(
+                f"received the output folder {out}, which exists, need a new one: choose another with --out, or go on "
+                "in this one with --resume"
+            )
+        for name, folder in folders.items():
+            _check_same(folder / "config.toml", configs[name])
     with notes(console):
         X, y = data(experiment)
         runs = [build(experiment, run, X, y) for run in experiment.runs]
-    out.mkdir(parents=True)
-    several = len(runs) > 1
+    out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Numbers] = {}
     try:
         for one in runs:
-            folder = out / one.run.name if several else out
+            name, folder = one.run.name, folders[one.run.name]
             folder.mkdir(exist_ok=True)
-            (folder / "config.toml").write_text(dump(experiment.model_copy(update={"runs": [one.run]})), "utf-8")
-            _write(folder / "versions.json", versions(experiment.device))
+            if not (folder / "config.toml").exists():
+                _write(folder / "versions.json", versions(experiment.device))
+                _put(folder / "config.toml", configs[name])
             try:
-                found[one.run.name] = _both(one, folder, f"{one.run.name}: " if several else "", console)
+                found[name] = _both(one, folder, f"{name}: " if several else "", console, resume, seconds)
             except Stopped as stopped:
-                found[one.run.name] = {"status": str(stopped)}
+                found[name] = {"status": str(stopped)}
                 raise
             finally:
-                if one.run.name in found:
-                    _write(folder / "summary.json", _summary({one.run.name: found[one.run.name]}, experiment))
+                if name in found:
+                    _write(folder / "summary.json", _summary({name: found[name]}, experiment))
     finally:
         if several:
             _write(out / "summary.json", _summary(found, experiment))
     return found
+
+
+def _check_same(path: Path, config: str) -> None:
+    """Raise ConfigError unless a run that was begun has the config of the one that is asked for."""
+    if not path.exists():  # it was stopped before this run began
+        return
+    begun = path.read_text("utf-8")
+    if begun != config:
+        lines = difflib.unified_diff(
+            begun.splitlines(), config.splitlines(), "as begun", "as asked for", n=0, lineterm=""
+        )
+        raise ConfigError(
+            f"received another experiment than {path.parent} was begun with, need the same to go on: choose a new "
+            "folder with --out, or undo the change\n" + "\n".join(lines)
+        )
 
 
 def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
@@ -126,7 +155,7 @@ def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
 # ---------------------------------------------------------------------------------------------------------- running
 
 
-def _both(one: Prepared, folder: Path, title: str, console: Any) -> Numbers:
+def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, seconds: float) -> Numbers:
     """Gradient descent first, so that the bar of JKO can show the gap to it."""
     facts = {"run": one.run.name, "dtype": str(one.start.grid.dtype)[6:], "device": _device_name(one.start.grid.device)}
     about = {
@@ -137,46 +166,40 @@ def _both(one: Prepared, folder: Path, title: str, console: Any) -> Numbers:
         "passes": one.jko.entropy.passes,
     }
     t_end = one.time.t_end
+    save_at = sorted({0.0, *one.time.save_at, t_end})
     with notes(console, title), Bars(console) as bars:
 
-        def flow(kind: str, run: Callable[..., Flow], about: dict[str, Any], reference: Flow | None = None) -> Flow:
-            bar = bars.add(f"{title}{kind.upper()}", t_end, reference=reference)
-            return _kept(lambda: run(bar), folder / f"flow-{kind}.zarr", t_end, facts | about)
+        def flow(
+            kind: str, stepper: Stepper[Any, Any], start: Any, record: int, about: dict[str, Any], other: Flow | None
+        ) -> Flow:
+            path = folder / f"flow-{kind}.zarr"
+            checkpoint = Checkpoint(path, seconds, facts | about)
+            bar = bars.add(f"{title}{kind.upper()}", t_end, reference=other)
+            return _told(
+                lambda: evolve(
+                    stepper, start, t_end,
+                    save_at=save_at, record=record, checkpoint=checkpoint, resume=resume, progress=bar,
+                ),
+                path, t_end,
+            )  # fmt: skip
 
-        save_at = sorted({0.0, *one.time.save_at, t_end})
-        every = one.run.particles.record
-        gd = flow(
-            "gd",
-            lambda bar: evolve(one.descent, one.particles, t_end, save_at=save_at, record=every, progress=bar),
-            {"tau": one.descent.tau, "drop": one.run.particles.drop},
-        )
-        often = one.run.jko.record
-        jko = flow(
-            "jko",
-            lambda bar: evolve(one.jko, one.start, t_end, save_at=save_at, record=often, progress=bar),
-            about,
-            reference=gd,
-        )
+        particles = {"tau": one.descent.tau, "drop": one.run.particles.drop}
+        gd = flow("gd", one.descent, one.particles, one.run.particles.record, particles, None)
+        jko = flow("jko", one.jko, one.start, one.run.jko.record, about, gd)
     plot_flows(jko, gd, folder / "flows.png")
     return numbers(compare(jko, gd))
 
 
-def _kept(run: Callable[[], Flow], path: Path, t_end: float, facts: dict[str, Any]) -> Flow:
-    """The flow, timed, and saved whether it reached its end or not."""
-    began = clock.perf_counter()
-    stop: FlowError | FlowInterrupted | None = None
+def _told(run: Callable[[], Flow], path: Path, t_end: float) -> Flow:
+    """The flow; of one that did not reach its end, what is saved and how to go on."""
     try:
-        flow = run()
+        return run()
     except (FlowError, FlowInterrupted) as early:
-        stop, reached = early, early.flow
-        assert isinstance(reached, Flow)
-        flow = reached
-    flow = dataclasses.replace(flow, attributes=facts | {"seconds": clock.perf_counter() - began})
-    with _undisturbed():
-        flow.save(path)
-    if stop is None:
-        return flow
+        flow, stop = early.flow, early
+    assert isinstance(flow, Flow)
     kept = f"is saved up to t = {float(flow.times[-1]):.6g} of {t_end:g} in {path}"
+    if isinstance(stop, FlowInterrupted):
+        kept += "; the same command with --resume and this folder as --out goes on"
     if (path.parent / "flow-gd.zarr").exists() and flow.name == "jko":
         kept += f"; bigjko compare {path.parent} holds it against gradient descent"
     if isinstance(stop, FlowInterrupted):
@@ -185,16 +208,17 @@ def _kept(run: Callable[[], Flow], path: Path, t_end: float, facts: dict[str, An
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No Ctrl-C while a flow is written: a second one, from impatience, would cost what the first has kept."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def terminated() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: what a flow has reached is saved before the process ends."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -204,14 +228,14 @@ def notes(console: Any, title: str = "") -> Iterator[None]:
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, NarrowMeasureWarning | BoundaryMassWarning):
+        if not issubclass(category, _NOTES):
             others(message, category, *where, **more)
         elif str(message) not in seen:
             seen.add(str(message))
             console.print(f"note: {title}{message}", style="yellow", markup=False, highlight=False)
 
     with warnings.catch_warnings():
-        for category in (NarrowMeasureWarning, BoundaryMassWarning):
+        for category in _NOTES:
             warnings.simplefilter("always", category)
         warnings.showwarning = show
         yield
@@ -248,7 +272,14 @@ def _summary(found: dict[str, Numbers], experiment: Experiment) -> dict[str, Any
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", "utf-8")
+    _put(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """A file that is whole or not there."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, "utf-8")
+    new.replace(path)
 
 
 def _plain(value: Any) -> Any:
@@ -258,3 +289,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_NOTES = (NarrowMeasureWarning, BoundaryMassWarning, OtherVersionsWarning)

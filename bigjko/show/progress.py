@@ -1,6 +1,7 @@
 """A bar for a flow that is under way: time, risk, gap to the other flow, time left."""
 
 import bisect
+import math
 import time as clock
 from collections.abc import Callable
 from types import TracebackType
@@ -65,11 +66,11 @@ class Bars:
             return lambda time, step: None
         task = self._progress.add_task(name, total=t_end, facts="", left="")
         times = [] if reference is None else reference.times.tolist()
-        began, last = clock.monotonic(), 0.0
+        began, last, since = clock.monotonic(), 0.0, math.inf
 
         def update(time: float, step: Step[Any, Any]) -> None:
-            nonlocal last
-            now = clock.monotonic()
+            nonlocal last, since
+            now, since = clock.monotonic(), min(since, time - step.dt)  # a flow that goes on starts late
             if now - last < _PAUSE and time < t_end:
                 return
             last = now
@@ -77,7 +78,7 @@ class Bars:
             if reference is not None:
                 gap = (step.outputs.cpu() - _at(reference, times, time)).abs().max()
                 facts += f"  gap {float(gap):.2g}"
-            left = (now - began) * (t_end - time) / time
+            left = (now - began) * (t_end - time) / (time - since)
             self._progress.update(
                 task, completed=time, facts=facts, left=f"{_clock(left)} left" if time < t_end else ""
             )

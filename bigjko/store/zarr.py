@@ -1,40 +1,34 @@
 """A flow as a zarr 3 store: `/records` is an xarray Dataset, `/measures/0`, `/measures/1`, ... the saved measures.
 
 All is arrays and JSON: nothing is pickled, so a store opens without bigjko too, and loading one runs no foreign code.
-Time is the first dimension of every record and a measure has a group of its own, so that both can be appended to.
+Every file has its SHA-256 in the store (`seal`). One that a flow is still writing, or stopped writing, has
+`/checkpoints` in place of records: each with the records so far and all that it takes to go on (`checkpoint`).
 """
 
+import contextlib
 import json
 import shutil
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
-
-from bigjko_kernels import Circle, Factor, Grid, Line, Sheets, Sphere
 
 from .. import neurons
 from ..flow import Flow
-from ..measure import GridMeasure, Measure, ParticleMeasure
 from ..neurons.base import Neurons
 from ..optional import need
 from ..status import Status
+from .measures import READING, StoredMeasures, array, damaged, tensor, write_measure
+from .seal import DamageError, StoreError, check, seal, whole
 
 if TYPE_CHECKING:
     import xarray
 
 FORMAT = "bigjko-flow"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sums and no checkpoints
 _ROWS = 1024  # times a chunk: 4 MB at n = 500, and appending one row rewrites no more than that
 _STAT = "stat_"  # keeps a stepper's names apart from the record's own
-_FACTORS: dict[str, type[Factor]] = {kind.__name__: kind for kind in (Line, Circle, Sphere, Sheets)}
-
-
-class StoreError(OSError):
-    """A store that cannot be written, or that is no flow of this bigjko."""
 
 
 # ---------------------------------------------------------------------------------------------------------- records
@@ -45,7 +39,7 @@ def to_xarray(flow: Flow) -> "xarray.Dataset":
 
     Dimensions are `time` and `datum`; variables are `outputs` (time, datum), `risks`, `masses` and, for every stat,
     `stat_<name>` (time). Attributes: `format`, `format_version`, `bigjko` (the version that wrote it), `name`, `status`
-    and its text, `neurons` and `attributes` as JSON.
+    and its text, `saved_times` of the measures, `neurons` and `attributes` as JSON.
 
     Raises:
         StoreError: for attributes that JSON cannot hold.
@@ -55,13 +49,13 @@ def to_xarray(flow: Flow) -> "xarray.Dataset":
 
     along = ("time",)
     variables = {
-        "outputs": (("time", "datum"), _array(flow.outputs), {"units": "units of y"}),
-        "risks": (along, _array(flow.risks), {"units": "units of the loss"}),
-        "masses": (along, _array(flow.masses), {"units": "mass"}),
-        **{_STAT + name: (along, _array(values), {"stat": name}) for name, values in flow.stats.items()},
+        "outputs": (("time", "datum"), array(flow.outputs), {"units": "units of y"}),
+        "risks": (along, array(flow.risks), {"units": "units of the loss"}),
+        "masses": (along, array(flow.masses), {"units": "mass"}),
+        **{_STAT + name: (along, array(values), {"stat": name}) for name, values in flow.stats.items()},
     }
     coordinates = {
-        "time": (along, _array(flow.times), {"units": "time of the flow"}),
+        "time": (along, array(flow.times), {"units": "time of the flow"}),
         "datum": (("datum",), torch.arange(flow.outputs.shape[1]).numpy(), {"long_name": "row of X and y"}),
     }
     attributes = {
@@ -72,14 +66,11 @@ def to_xarray(flow: Flow) -> "xarray.Dataset":
         "status": flow.status.name,
         "status_text": flow.status.value,
         "neurons": json.dumps(None if flow.neurons is None else flow.neurons.to_dict()),
+        "saved_times": flow.saved_times.tolist(),
         "attributes": _json(flow.attributes),
     }
     dataset: xarray.Dataset = xr.Dataset(variables, coordinates, attributes)
     return dataset
-
-
-def _array(x: Tensor) -> Any:
-    return x.detach().cpu().contiguous().numpy()
 
 
 def _json(attributes: dict[str, Any]) -> str:
@@ -107,62 +98,73 @@ def save(flow: Flow, path: str | Path) -> None:
     Raises:
         StoreError: if path exists or cannot be written, or for attributes that JSON cannot hold.
     """
-    zarr = need("zarr", "Flow.save")
+    need("zarr", "Flow.save")
     path = Path(path)
-    _refuse_existing(path)
+    refuse_existing(path)
+    with writing(path), whole(path) as store:
+        begin(store)
+        for k, time in enumerate(flow.saved_times.tolist()):
+            write_measure(store / "measures" / str(k), time, flow.measures[k])
+        complete(store, flow)
+        refuse_existing(path)  # a rename replaces an empty folder without a word
+
+
+def begin(store: Path, attributes: dict[str, Any] | None = None) -> None:
+    """A store without records, in a folder that is there."""
+    facts = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, **(attributes or {})}
+    root = need("zarr", "Flow.save").create_group(store, zarr_format=3, attributes=facts)
+    for name in ("measures", "checkpoints"):
+        root.create_group(name)
+    seal(store, ())
+
+
+def complete(store: Path, flow: Flow) -> None:
+    """Add the records to a store that has the measures, and seal it."""
+    with whole(store / "records") as folder:
+        write_records(folder, flow)
+    seal(store, ("records", "measures/zarr.json", "measures/*/zarr.json"), complete=True)
+    shutil.rmtree(store / "checkpoints", ignore_errors=True)
+
+
+def write_records(folder: Path, flow: Flow) -> None:
+    """The records of a flow, as a zarr group of their own."""
     records = to_xarray(flow)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    chunks = {
+        name: {"chunks": (_ROWS, *(max(1, size) for size in variable.shape[1:]))}
+        for name, variable in records.variables.items()
+        if variable.dims[:1] == ("time",)
+    }
+    # Consolidated metadata is no part of zarr 3.
+    records.to_zarr(folder, encoding=chunks, zarr_format=3, consolidated=False)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses, as a StoreError."""
     try:
-        unfinished.mkdir(parents=True)
-        root = zarr.create_group(unfinished, attributes={"format": FORMAT, "format_version": FORMAT_VERSION})
-        chunks = {
-            name: {"chunks": (_ROWS, *(max(1, size) for size in variable.shape[1:]))}
-            for name, variable in records.variables.items()
-            if variable.dims[:1] == ("time",)
-        }
-        # Consolidated metadata is no part of zarr 3, and would have to be rewritten at every append.
-        records.to_zarr(unfinished, group="records", encoding=chunks, zarr_format=3, consolidated=False)
-        saved = root.create_group("measures")
-        for k, (time, measure) in enumerate(zip(flow.saved_times.tolist(), flow.measures, strict=True)):
-            _write_measure(saved.create_group(str(k)), time, measure)
-        _refuse_existing(path)  # a rename replaces an empty folder without a word
-        unfinished.rename(path)
+        yield
+    except StoreError:
+        raise
     except OSError as refused:
-        if isinstance(refused, StoreError):
-            raise
         raise StoreError(
             f"received the path {path}, which cannot be written ({refused}): choose another folder, or make room"
         ) from refused
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise StoreError if there is anything at path."""
     if path.exists() or path.is_symlink():
         raise StoreError(f"received the path {path}, which exists, need a new one: choose another, or remove it first")
-
-
-def _write_measure(group: Any, time: float, measure: Measure) -> None:
-    if isinstance(measure, ParticleMeasure):
-        group.attrs.update({"time": time, "kind": "particles"})
-        group.create_array("positions", data=_array(measure.positions))
-        group.create_array("masses", data=_array(measure.masses))
-        return
-    group.attrs.update({"time": time, "kind": "grid"})
-    group.create_array("log_masses", data=_array(measure.log_masses))
-    factors = group.create_group("factors")
-    for k, factor in enumerate(measure.grid.factors):
-        attributes = {"kind": type(factor).__name__, "spacing": factor.spacing}
-        one = factors.create_group(str(k), attributes=attributes)
-        for name in ("nodes", "log_weights", "edge"):
-            one.create_array(name, data=_array(getattr(factor, name)))
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
 def load(path: str | Path, *, neurons: Neurons | None = None) -> Flow:
-    """Read a flow that `save` wrote; tensors are on the CPU and have the bits and the dtype they were saved with.
+    """Read a flow; tensors are on the CPU and have the bits and the dtype they were saved with.
+
+    Measures are read when they are asked for. Of a flow that has not ended the latest checkpoint is read, or the one
+    before where that is damaged; the measure it had reached is the last.
 
     Args:
         path: the store.
@@ -171,40 +173,78 @@ def load(path: str | Path, *, neurons: Neurons | None = None) -> Flow:
     Raises:
         StoreError: if there is no store at path, it is no flow, a newer bigjko wrote it, or it is damaged.
     """
-    zarr, xr = need("zarr", "Flow.load"), need("xarray", "Flow.load")
+    need("xarray", "Flow.load")
     path = Path(path)
-    root = _opened(zarr, path)
+    root = opened(path)
+    sealed = root.attrs["format_version"] > 1
     try:
-        records = xr.open_dataset(
-            path, group="records", engine="zarr", chunks=None, consolidated=False, decode_times=False
-        ).load()
-        facts = records.attrs
-        saved = [root[f"measures/{k}"] for k in range(len(root["measures"]))]
-        stats = {v.attrs["stat"]: _tensor(v) for v in records.data_vars.values() if "stat" in v.attrs}
-        return Flow(
-            name=facts["name"],
-            neurons=_built(json.loads(facts["neurons"]), path) if neurons is None else neurons,
-            times=_tensor(records["time"]),
-            outputs=_tensor(records["outputs"]),
-            risks=_tensor(records["risks"]),
-            masses=_tensor(records["masses"]),
-            stats=stats,
-            status=_status(facts["status"], path),
-            saved_times=torch.tensor([group.attrs["time"] for group in saved], dtype=torch.float64),
-            measures=tuple(_read_measure(group) for group in saved),
-            attributes=json.loads(facts["attributes"]),
-        )
+        if sealed:
+            check(path)
+        if not sealed or root.attrs["complete"]:
+            return read_records(path / "records", path, neurons, sealed=sealed)
+        damage: DamageError | None = None
+        for found in checkpoints(path):
+            try:
+                check(found)
+            except DamageError as broken:
+                damage = damage or broken
+            else:
+                return read_records(found / "records", path, neurons, latest=found / "measure")
     except StoreError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as damage:
-        raise StoreError(
-            f"received the store {path}, which is a flow but is damaged ({type(damage).__name__}: {damage}), need a "
-            "complete one: restore it from a copy, or run the flow again"
-        ) from damage
+    except READING as broken:
+        raise damaged(path, broken) from broken
+    if damage is not None:
+        raise damaged(path, damage)
+    raise StoreError(
+        f"received the store {path} of a flow that has no checkpoint yet, need one: wait for it, or run the flow again"
+    )
 
 
-def _opened(zarr: Any, path: Path) -> Any:
+def checkpoints(store: Path) -> list[Path]:
+    """Folders, the latest first."""
+    return sorted((store / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name), reverse=True)
+
+
+def read_records(
+    folder: Path, store: Path, neurons: Neurons | None = None, *, latest: Path | None = None, sealed: bool = True
+) -> Flow:
+    """The flow whose records lie in a folder, with the measures of a store and a latest one that may lie elsewhere."""
+    xr = need("xarray", "Flow.load")
+    records = xr.open_dataset(folder, engine="zarr", chunks=None, consolidated=False, decode_times=False).load()
+    facts = records.attrs
+    times = list(facts["saved_times"]) if sealed else _times(store)
+    number = len(times)
+    if latest is not None:
+        reached = json.loads((latest / "zarr.json").read_text("utf-8"))["attributes"]["time"]
+        if times and reached <= times[-1]:
+            latest = None
+        else:
+            times.append(reached)
+    return Flow(
+        name=facts["name"],
+        neurons=_built(json.loads(facts["neurons"]), store) if neurons is None else neurons,
+        times=tensor(records["time"]),
+        outputs=tensor(records["outputs"]),
+        risks=tensor(records["risks"]),
+        masses=tensor(records["masses"]),
+        stats={v.attrs["stat"]: tensor(v) for v in records.data_vars.values() if "stat" in v.attrs},
+        status=_status(facts["status"], store),
+        saved_times=torch.tensor(times, dtype=torch.float64),
+        measures=StoredMeasures(store, number, latest, sealed=sealed),
+        attributes=json.loads(facts["attributes"]),
+    )
+
+
+def _times(store: Path) -> list[float]:
+    """Of the measures, in a store of format 1."""
+    measures = need("zarr", "Flow.load").open_group(store, mode="r")["measures"]
+    return [measures[str(k)].attrs["time"] for k in range(len(measures))]
+
+
+def opened(path: Path) -> Any:
     """The root group of a flow's store."""
+    zarr = need("zarr", "Flow.load")
     if not path.exists():
         raise StoreError(f"received the path {path}, where there is nothing, need a store that Flow.save wrote")
     try:
@@ -221,24 +261,6 @@ def _opened(zarr: Any, path: Path) -> Any:
             "upgrade bigjko (pip install --upgrade bigjko)"
         )
     return root
-
-
-def _tensor(x: Any) -> Tensor:
-    return torch.from_numpy(np.array(x))
-
-
-def _read_measure(group: Any) -> Measure:
-    if group.attrs["kind"] == "particles":
-        return ParticleMeasure(_tensor(group["positions"]), _tensor(group["masses"]))
-    factors = [group[f"factors/{k}"] for k in range(len(group["factors"]))]
-    grid = Grid(tuple(_read_factor(one) for one in factors))
-    return GridMeasure(grid, _tensor(group["log_masses"]))
-
-
-def _read_factor(group: Any) -> Factor:
-    kind = _FACTORS[group.attrs["kind"]]
-    nodes, log_weights, edge = (_tensor(group[name]) for name in ("nodes", "log_weights", "edge"))
-    return kind(nodes, log_weights, edge, group.attrs["spacing"])
 
 
 def _built(facts: dict[str, Any] | None, path: Path) -> Neurons | None:
