@@ -418,8 +418,10 @@ def test_an_interrupt_in_either_flow_keeps_what_there_is(
     assert "interrupted" in summary(out)["runs"]["lifted"]["status"]
 
 
-def test_ctrl_c_for_real(tmp_path: Path) -> None:
-    long = changed("t_end = 0.3", "t_end = 20.0").replace("tau = 0.1 }", "tau = 0.0002 }")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    """For real: Ctrl-C, SIGTERM (as of a cluster whose time is up) and kill -9 while JKO steps, then --resume."""
+    long = changed("t_end = 0.3", "t_end = 4.0").replace("jko = { tau = 0.1 }", "jko = { tau = 0.02 }")
     file, out = written(tmp_path, long), tmp_path / "out"
     # A shell that starts tests in the background has them ignore SIGINT, which a child inherits: take it back.
     code = (
@@ -427,7 +429,7 @@ def test_ctrl_c_for_real(tmp_path: Path) -> None:
         "from bigjko.app.cli import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(file), "--out", str(out)],
+        [sys.executable, "-c", code, "run", str(file), "--out", str(out), "--checkpoint", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -435,26 +437,39 @@ def test_ctrl_c_for_real(tmp_path: Path) -> None:
     )
     try:
         patience = time.monotonic() + 120
-        while not (out / "flow-gd.zarr").exists():  # from here on JKO steps
+        while not (out / "flow-jko.zarr" / "checkpoints" / "3").exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < patience
-            time.sleep(0.05)
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, stderr
-    assert "Traceback" not in stderr
-    (line,) = [line for line in stderr.splitlines() if "interrupted" in line]
-    assert f"bigjko compare {out} holds it against gradient descent" in line
     jko = bj.Flow.load(out / "flow-jko.zarr")
-    assert jko.status is bj.Status.interrupted
-    assert 0 < float(jko.times[-1]) < 20
+    assert 0 < float(jko.times[-1]) < 4
     assert float(jko.saved_times[-1]) == float(jko.times[-1])  # the measure reached can start a flow again
     assert isinstance(jko.final, bj.GridMeasure)
-    assert f"t = {float(jko.times[-1]):.6g} of 20" in line
+    if number == signal.SIGKILL:
+        assert jko.status is bj.Status.unfinished
+    else:
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr
+        (line,) = [line for line in stderr.splitlines() if "interrupted" in line]
+        assert f"bigjko compare {out} holds it against gradient descent" in line
+        assert "--resume" in line
+        assert jko.status is bj.Status.interrupted
+        assert f"t = {float(jko.times[-1]):.6g} of 4" in line
     assert invoke("compare", out).exit_code == 0
+    assert invoke("run", file, "--out", out, "--resume").exit_code == 0
+    assert invoke("run", file, "--out", tmp_path / "whole").exit_code == 0
+    one, two = (bj.Flow.load(folder / "flow-jko.zarr") for folder in (out, tmp_path / "whole"))
+    assert torch.equal(one.outputs, two.outputs)
+    assert torch.equal(one.final.masses, two.final.masses)
+    said = refused("run", written(tmp_path, long.replace("tau = 0.02", "tau = 0.04")), "--out", out, "--resume")
+    assert "received another experiment than" in said
+    assert [line[0] for line in said.splitlines() if "jko = {" in line] == ["-", "+"]
+    assert "tau = 0.04" in said
+    assert "need the folder that was begun" in refused("run", file, "--resume")
 
 
 # ----------------------------------------------------------------------------------------------- data and verdicts
