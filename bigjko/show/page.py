@@ -20,7 +20,7 @@ from .views import Block, Pair, Panel, line, measure_blocks, numbers
 
 _RECORDS = 600  # of a curve at most, about one for two pixels
 _ROWS = 100  # of the table of steps at most
-_TIMES = 16  # of the slider at most: a page stays below 8 MB
+_TIMES = 12  # of the slider at most: a page stays below 8 MB
 _DATA = 1000  # points that are drawn at most
 _ANGLES = 180
 _PIXELS = 48  # an axis of the network's map
@@ -54,14 +54,14 @@ def page(
     times, pairs = _shown(jko, gd)
     moving = _network(risk, pairs, known)
     if jko.neurons is not None and pairs:
-        moving += measure_blocks(jko.neurons, risk.X.shape[1], pairs, known)
+        moving += measure_blocks(jko.neurons, risk.X, pairs, known)
     still = [Block("Risk, outputs and gap", _thinned(jko, gd), _curves(gap, known))]
-    steps = [Block("Steps", "", _steps(jko))]
+    steps = [Block("Every step of JKO", "", _steps(jko))]
     sections = {"curves": still, "measures": moving, "steps": steps}
     panels = [panel for blocks in sections.values() for block in blocks for panel in block.panels]
-    template = need("jinja2", "a page").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files(__package__).joinpath("page.html").read_text("utf-8")
-    )
+    engine = need("jinja2", "a page").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    engine.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    template = engine.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     cut = [(name, flow.status) for name, flow in zip(known, (jko, gd), strict=True) if flow.status is not Status.ok]
     html: str = template.render(
         title=title,
@@ -119,13 +119,13 @@ def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
     until = {"xaxis": _TIME["xaxis"] | {"range": [0, float(jko.times[-1]) or 1.0]}}
     flows = [(gd, False, known[1]), (jko, True, known[0])]
     risks = [line(first, name=name, **_over_time(flow.times, flow.risks)) for flow, first, name in flows]
-    outputs, labels = [], []
-    for colour, j in enumerate(most_changed(gd).tolist()):
+    outputs = []
+    changed = most_changed(gd).tolist()
+    for colour, j in enumerate(changed):
         for flow, first, name in flows:
-            more = {"name": f"u{j}, {name}", "showlegend": colour == 0}
+            more = {"name": name, "showlegend": colour == 0}
             outputs.append(line(first, colour, **more, **_over_time(flow.times, flow.outputs[:, j])))
-        end = numbers(jko.outputs[-1:, j])[0]
-        labels.append({"x": 1, "xref": "paper", "y": end, "text": f"u{j}", "xanchor": "left", "showarrow": False})
+    labels = _labels({f"u{j}": float(jko.outputs[-1, j]) for j in changed}, jko.outputs[:, changed])
     gaps = [
         line(False, 0, name="largest |u − v|", **_over_time(gap.times, gap.output_gap)),
         line(True, 1, name="difference of risks", **_over_time(gap.times, gap.risk_gap)),
@@ -135,7 +135,7 @@ def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
         Panel(
             "Outputs that change the most",
             outputs,
-            until | {"yaxis": {"title": "u (units of y)"}, "annotations": labels, "margin": {"r": 40}},
+            until | {"yaxis": {"title": "u (units of y)"}, "annotations": labels, "margin": {"r": 72}},
         ),
         Panel("Gap", gaps, until | {"yaxis": {"title": "units of y; of F"}}, log=True),
     ]
@@ -146,8 +146,18 @@ def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
             Panel(
                 "Transport distance of the measures",
                 [
-                    line(True, k, name=name, **_over_time(gap.transport_times, column), mode="lines+markers")
-                    | {"marker": {"symbol": mark, "size": 8}, "line": {"width": 1.5, "dash": ("solid", "dash", "dot")[k]}}
+                    line(
+                        True,
+                        k,
+                        name=name,
+                        **_over_time(gap.transport_times, column),
+                        mode="lines+markers",
+                        cliponaxis=False,
+                    )
+                    | {
+                        "marker": {"symbol": mark, "size": 8},
+                        "line": {"width": 1.5, "dash": ("solid", "dash", "dot")[k]},
+                    }
                     for k, ((name, column), mark) in enumerate(zip(columns.items(), marks, strict=True))
                 ],
                 until | {"yaxis": {"title": "W (neurons' coordinates)", "rangemode": "tozero"}},
@@ -156,10 +166,27 @@ def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
     return found
 
 
+def _labels(ends: dict[str, float], shown: Tensor) -> list[dict[str, Any]]:
+    """Names at the right ends of curves; those that would overlap share a line."""
+    near = 0.07 * float(shown.max() - shown.min()) if shown.numel() else 0.0
+    found: list[dict[str, Any]] = []
+    for name, end in sorted(ends.items(), key=lambda item: item[1]):
+        if found and end - found[-1]["y"] < near:
+            found[-1]["text"] += f", {name}"
+        else:
+            found.append({"x": 1, "xref": "paper", "y": end, "text": name, "xanchor": "left", "showarrow": False})
+    return found
+
+
 def _steps(jko: Flow) -> list[Panel]:
     """What every step says of itself."""
     wanted: list[tuple[str, str, dict[str, str], bool]] = [
-        ("Evaluations of the dual", "a step", {"evaluations": "evaluations", "applications": "kernel applications"}, False),
+        (
+            "Evaluations of the dual",
+            "a step",
+            {"evaluations": "evaluations", "applications": "kernel applications"},
+            False,
+        ),
         ("Certificate", "of the step's objective", {"gap_z": "duality gap", "gap_d": "debiasing, worst node"}, True),
         ("Mass", "mass", {"masses": "total mass"}, False),
         ("Mass at the edge of the box", "share", {"boundary_mass": "at the edge"}, True),
@@ -180,7 +207,11 @@ def _steps(jko: Flow) -> list[Panel]:
             mark = {"x": ends, "y": [level, level], "name": "level of the warning", "showlegend": True}
             data.append(line(True, 3, **mark) | {"line": {"width": 1.5, "dash": "dot"}})
         if data:
-            shape = {"title": unit, "type": "log", "exponentformat": "power"} if log else {"title": unit, "rangemode": "tozero"}
+            shape = (
+                {"title": unit, "type": "log", "exponentformat": "power"}
+                if log
+                else {"title": unit, "rangemode": "tozero"}
+            )
             found.append(Panel(title, data, _TIME | {"yaxis": shape}))
     return found
 
@@ -218,7 +249,8 @@ def _network(risk: Risk, pairs: list[Pair], known: tuple[str, str]) -> list[Bloc
         return [Block("Network", f"The network's function and the data.{note}", [panel], 1)]
     if X.shape[1] != 2:
         data = [
-            line(flow == 0, flow, name=known[flow], x=numbers(y), mode="markers") | {"opacity": 0.8}
+            line(flow == 0, flow, name=known[flow], x=numbers(y), mode="markers")
+            | {"opacity": 0.8}
             | {"marker": {"symbol": "x-thin-open" if flow == 0 else "circle-open", "size": 9}}
             for flow in (1, 0)
         ]
@@ -245,16 +277,24 @@ def _network(risk: Risk, pairs: list[Pair], known: tuple[str, str]) -> list[Bloc
 
 
 def _function(
-    x: Tensor, second: list[Tensor | None], first: list[Tensor | None], known: tuple[str, str],
-    across: str, up: str, at: Tensor, labels: Tensor,
+    x: Tensor,
+    second: list[Tensor | None],
+    first: list[Tensor | None],
+    known: tuple[str, str],
+    across: str,
+    up: str,
+    at: Tensor,
+    labels: Tensor,
 ) -> Panel:
     """Both flows' networks over a line, and the data."""
     data = [line(False, name=known[1], x=numbers(x)), line(True, name=known[0], x=numbers(x))]
     mark = {"symbol": "diamond-open", "size": 8}
-    data.insert(0, line(True, 1, name="data", x=numbers(at), y=numbers(labels), mode="markers") | {"marker": mark, "opacity": 0.7})
-    frames = [
-        [{}, *({"y": [] if u is None else numbers(u)} for u in row)] for row in zip(second, first, strict=True)
-    ]
+    data.insert(
+        0,
+        line(True, 1, name="data", x=numbers(at), y=numbers(labels), mode="markers")
+        | {"marker": mark, "opacity": 1.0 if len(at) < 100 else 0.6},
+    )
+    frames = [[{}, *({"y": [] if u is None else numbers(u)} for u in row)] for row in zip(second, first, strict=True)]
     return Panel("Network and data", data, {"xaxis": {"title": across}, "yaxis": {"title": up}}, frames)
 
 
@@ -273,10 +313,20 @@ def _plane(X: Tensor, y: Tensor, angle: Tensor, values: list[Tensor | None], nam
     data: list[dict[str, Any]] = [
         {"type": "heatmap", "x": numbers(x0), "y": numbers(x1), "zmin": -top, "zmax": top, **scale},
         {
-            "type": "scatter", "mode": "markers", "x": numbers(X[:, 0]), "y": numbers(X[:, 1]), "showlegend": False,
-            "marker": {"color": numbers(y), "cmin": -top, "cmax": top, "size": 8, "line": {"width": 1.2}}, **scale,
+            "type": "scatter",
+            "mode": "markers",
+            "x": numbers(X[:, 0]),
+            "y": numbers(X[:, 1]),
+            "showlegend": False,
+            "marker": {"color": numbers(y), "cmin": -top, "cmax": top, "size": 8 if len(y) < 100 else 6},
+            **scale,
         },
     ]
-    frames: list[list[dict[str, Any]]] = [[{"z": [] if z is None else numbers(z)}, {}] for z in maps]
+    frames: list[list[dict[str, Any]]] = [[{"z": [] if z is None else numbers(z, 3)}, {}] for z in maps]
     square = {"title": "x2", "scaleanchor": "x", "constrain": "domain"}
-    return Panel(f"{name}: the network over the plane", data, {"xaxis": {"title": "x1", "constrain": "domain"}, "yaxis": square}, frames)
+    return Panel(
+        f"{name}: the network over the plane",
+        data,
+        {"xaxis": {"title": "x1", "constrain": "domain"}, "yaxis": square},
+        frames,
+    )

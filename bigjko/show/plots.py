@@ -67,6 +67,7 @@ def _page() -> "tuple[matplotlib.figure.Figure, Any]":
 
 
 def names(first: Flow, second: Flow) -> tuple[str, str]:
+    """What the two are called, told apart."""
     one, two = (_NAMES.get(flow.name, flow.name) for flow in (first, second))
     return (one, two) if one != two else (f"{one} (first)", f"{two} (second)")
 

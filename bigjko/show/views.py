@@ -1,8 +1,8 @@
 """Where the mass of two flows is: a grid's measure and particles on the same cells, a frame for every time."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,14 +20,17 @@ Trace = dict[str, Any]
 Pair = tuple[GridMeasure, Measure | None]  # of the grid and of particles at one time; None where those kept none
 Key = tuple[int, ...]  # coordinates that are drawn together
 
-_TRACE = 1e-5  # of the heaviest node: lighter ones are left out, which spares most of the time on 128^3 nodes
+_MANY = 100_000  # points, of which those with less than _TRACE of the heaviest's mass are left out: most of 128^3
+_TRACE = 1e-4
 _SEEN = 2e-3  # of the largest density: axes end where neither flow ever has more
 _CELLS = 256  # an axis at most; finer grids are read on every second node, or third, ...
-_PIXELS = 64  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
+_PIXELS = 48  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
 _MAPS = 3  # coordinates at most for which every pair has a map
 _NEAREST = 4  # nodes of a sphere among which a mass is shared
 _MOLLWEIDE = (96, 48)  # pixels
+_KINKS = 12  # data at most whose kinks are drawn
 _TURN = 2 * math.pi
+_DEGREES = 360 / _TURN
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,13 @@ class Block:
     columns: int = 2
 
 
-def numbers(values: Any) -> list[Any]:
-    """A tensor as nested lists with four digits; None for what is not finite, which JSON does not know."""
+def numbers(values: Any, digits: int = 4) -> list[Any]:
+    """A tensor as nested lists with so many digits; None for what is not finite, which JSON does not know."""
     rows = values.tolist() if isinstance(values, Tensor) else values
-    return [numbers(x) if isinstance(x, list) else float(f"{x:.4g}") if math.isfinite(x) else None for x in rows]
+    return [
+        numbers(x, digits) if isinstance(x, list) else float(f"{x:.{digits}g}") if math.isfinite(x) else None
+        for x in rows
+    ]
 
 
 def line(first: bool, colour: int = 0, **more: Any) -> Trace:
@@ -72,19 +78,20 @@ def line(first: bool, colour: int = 0, **more: Any) -> Trace:
     return {"type": "scatter", "mode": "lines", "line": style, "opacity": opacity, "meta": f"c{colour}", **more}
 
 
-def measure_blocks(way: Neurons, dim: int, pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
+def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
     """Densities of both flows: a curve for every coordinate and a map for every pair of them, sheet by sheet.
 
     Args:
         way: whose `clouds` are the coordinates that grids and particles share.
-        dim: of the data.
+        X: the data, whose kinks are drawn where they are few.
         pairs: the measures at the times of the slider.
         names: of the flows.
     """
-    grid = pairs[-1][0].grid
+    grid, dim = pairs[-1][0].grid, X.shape[1]
+    X = X.detach().cpu().double()[: len(X) if len(X) <= _KINKS else 0]
     sphere = next((f for f in grid.factors if isinstance(f, Sphere) and f.nodes.shape[1] == 3), None)
     if sphere is not None:
-        return _on_sphere(way, sphere, dim, pairs, names)
+        return _on_sphere(way, sphere, X, pairs, names)
     axes = _axes(way, dim, pairs[-1][0])
     keys: list[Key] = [(k,) for k in range(len(axes))]
     keys += combinations(range(len(axes)), 2) if len(axes) <= _MAPS else []
@@ -99,23 +106,37 @@ def measure_blocks(way: Neurons, dim: int, pairs: list[Pair], names: tuple[str, 
         for key, cells in held.setdefault(sheet, empty).items():
             cells[t, flow] = _shared([places[k] for k in key], [axes[k] for k in key], masses * inside)
     note = f" Up to {beyond:.2%} of the mass is outside." if beyond > 1e-4 else ""
+    kinks = _kink_angles(X) if axes[0].turns and dim == 2 else []
     blocks = []
     for sheet, by_key in held.items():
-        where = "" if sheet == "all" else f", sheet {sheet}"
         windows = [_window(axis, [rows[(k,)] for rows in held.values()]) for k, axis in enumerate(axes)]
-        curves = [_marginal(axis, windows[k], by_key[(k,)], names) for k, axis in enumerate(axes)]
+        curves = [_marginal(axis, windows[k], by_key[(k,)], names, kinks) for k, axis in enumerate(axes)]
         maps = [
             panel
             for key in keys
             if len(key) == 2
             for panel in _maps([axes[k] for k in key], [windows[k] for k in key], by_key[key], names)
         ]
-        about = f"Mass per unit of the axis, at the grid's own nodes.{note}"
-        blocks.append(Block(f"Marginals{where}", about, curves, 3 if len(curves) == 3 else 2))
+        about = f"Mass per unit of the axis, at the grid's own nodes.{note}" + (_DOTTED if kinks else "")
+        blocks.append(Block(f"Marginals{_where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
         if maps:
             about = "Mass per unit of area; both flows on one scale, which follows the time."
-            blocks.append(Block(f"Pairs of coordinates{where}", about, maps))
-    return blocks
+            blocks.append(Block(f"Pairs of coordinates{_where(sheet)}", about, maps))
+    if len(axes) > 1 or len(held) == 1:
+        return blocks
+    panels = [
+        replace(panel, title=f"{panel.title}{_where(sheet)}")
+        for sheet, block in zip(held, blocks, strict=True)
+        for panel in block.panels
+    ]
+    return [Block("Marginals", blocks[0].about, panels)]
+
+
+_DOTTED = " Dotted: the kinks w · x = 0 of the data."
+
+
+def _where(sheet: str) -> str:
+    return "" if sheet == "all" else f", sheet {sheet.replace('-', '−')}"
 
 
 def _clouds(way: Neurons, pairs: list[Pair]) -> Iterator[tuple[int, int, str, Tensor, Tensor]]:
@@ -123,7 +144,7 @@ def _clouds(way: Neurons, pairs: list[Pair]) -> Iterator[tuple[int, int, str, Te
     for t, both in enumerate(pairs):
         for flow, measure in enumerate(both):
             for sheet, (points, masses) in (way.clouds(measure) if measure is not None else {}).items():
-                kept = masses > _TRACE * masses.max() if len(masses) else masses > 0
+                kept = masses > (_TRACE * masses.max() if len(masses) > _MANY else 0)
                 yield t, flow, sheet, points[kept].detach().cpu().double(), masses[kept].detach().cpu().double()
 
 
@@ -145,10 +166,10 @@ class _Axis:
 
     @property
     def cells(self) -> Float[Tensor, " n"]:
-        """Lengths: half way to the neighbours."""
+        """Lengths, in degrees on a circle: half way to the neighbours."""
         gaps = self.ends.diff()
         if self.turns:
-            return (gaps + gaps.roll(1)) / 2
+            return (gaps + gaps.roll(1)) / 2 * _DEGREES
         return torch.cat([gaps[:1], gaps[1:] + gaps[:-1], gaps[-1:]]) / 2
 
     def places(self, x: Float[Tensor, " m"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -230,23 +251,38 @@ def _window(axis: _Axis, densities: list[Tensor]) -> slice:
     return slice(max(int(where[0]) - 1, 0), int(where[-1]) + 2) if len(where) else slice(None)
 
 
-def _marginal(axis: _Axis, window: slice, rows: Float[Tensor, "T 2 n"], names: tuple[str, str]) -> Panel:
+def _marginal(
+    axis: _Axis, window: slice, rows: Float[Tensor, "T 2 n"], names: tuple[str, str], kinks: list[float]
+) -> Panel:
     """Both flows over one coordinate."""
-    at = torch.cat([axis.at * (360 / _TURN), axis.at.new_full((1,), 360.0)]) if axis.turns else axis.at[window]
-    rows = torch.cat([rows, rows[..., :1]], dim=2) if axis.turns else rows[..., window]
+    layout: dict[str, Any] = {"xaxis": {"title": axis.name}, "yaxis": {"title": "mass per unit"}}
+    at, title, rows = axis.at[window], f"Density of {axis.name}", rows[..., window]
+    if axis.turns:
+        at, rows = axis.ends * _DEGREES, torch.cat([rows, rows[..., :1]], dim=2)
+        title = f"Density over the {axis.name}"
+        layout = {
+            "xaxis": {"title": f"{axis.name} (degrees)", "range": [0, 360], "dtick": 60},
+            "yaxis": {"title": "mass per degree"},
+            "shapes": [{"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"} for x in kinks],
+        }
     data = [line(flow == 0, name=names[flow], x=numbers(at)) for flow in (1, 0)]
     frames = [[{"y": numbers(row[1])}, {"y": numbers(row[0])}] for row in rows]
-    across: dict[str, Any] = {"title": axis.name + (" (degrees)" if axis.turns else "")}
-    if axis.turns:
-        across |= {"range": [0, 360], "dtick": 60}
-    layout = {"xaxis": across, "yaxis": {"title": "mass per radian" if axis.turns else "mass per unit"}}
-    return Panel(f"Density over the {axis.name}" if axis.turns else f"Density of {axis.name}", data, layout, frames, True)
+    return Panel(title, data, layout, frames, log=True)
 
 
-def _maps(axes: list[_Axis], windows: list[slice], rows: Float[Tensor, "T 2 n m"], names: tuple[str, str]) -> list[Panel]:
+def _kink_angles(X: Float[Tensor, "n 2"]) -> list[float]:
+    """Directions w with w . x = 0, in degrees."""
+    x = X[X.norm(dim=1) > 0]
+    angle = torch.atan2(x[:, 1], x[:, 0]) * _DEGREES
+    return [float(a) for a in numbers(torch.cat([angle + 90, angle - 90]) % 360)]
+
+
+def _maps(
+    axes: list[_Axis], windows: list[slice], rows: Float[Tensor, "T 2 n m"], names: tuple[str, str]
+) -> list[Panel]:
     """The two flows beside one another, over a pair of coordinates."""
     cells = rows[..., windows[0], windows[1]]
-    at = [axis.at[window] * (360 / _TURN if axis.turns else 1) for axis, window in zip(axes, windows, strict=True)]
+    at = [axis.at[window] * (_DEGREES if axis.turns else 1) for axis, window in zip(axes, windows, strict=True)]
     for k in (0, 1):
         step = math.ceil(len(at[k]) / _PIXELS)
         at[k] = torch.stack([few.mean() for few in at[k].split(step)])
@@ -256,15 +292,26 @@ def _maps(axes: list[_Axis], windows: list[slice], rows: Float[Tensor, "T 2 n m"
     if all(axis.box for axis in axes):
         layout["xaxis"]["constrain"] = "domain"
         layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
-    return heat(at[0], at[1], cells.transpose(2, 3), [f"{name}: {axes[0].name}, {axes[1].name}" for name in names], layout)
+    return heat(
+        at[0], at[1], cells.transpose(2, 3), [f"{name}: {axes[0].name}, {axes[1].name}" for name in names], layout
+    )
 
 
-def heat(x: Tensor, y: Tensor, rows: Float[Tensor, "T 2 y x"], titles: list[str], layout: dict[str, Any]) -> list[Panel]:
-    """A map for each flow, both on one scale at every time."""
+def heat(
+    x: Tensor,
+    y: Tensor,
+    rows: Float[Tensor, "T 2 y x"],
+    titles: list[str],
+    layout: dict[str, Any],
+    over: Sequence[Trace] = (),
+) -> list[Panel]:
+    """A map for each flow, both on one scale at every time, and what is drawn over both."""
     tops = [float(row.nan_to_num().max()) for row in rows]
-    trace = {"type": "heatmap", "x": numbers(x), "y": numbers(y), "zmin": 0, "meta": "density"}
+    data = [{"type": "heatmap", "x": numbers(x), "y": numbers(y), "zmin": 0, "meta": "density"}, *over]
     return [
-        Panel(title, [trace], layout, [[{"z": numbers(row[k]), "zmax": top}] for row, top in zip(rows, tops, strict=True)])
+        Panel(
+            title, data, layout, [[{"z": numbers(row[k], 3), "zmax": top}] for row, top in zip(rows, tops, strict=True)]
+        )
         for k, title in enumerate(titles)
     ]
 
@@ -272,7 +319,7 @@ def heat(x: Tensor, y: Tensor, rows: Float[Tensor, "T 2 y x"], titles: list[str]
 # ------------------------------------------------------------------------------------------------------------- spheres
 
 
-def _on_sphere(way: Neurons, sphere: Sphere, dim: int, pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
+def _on_sphere(way: Neurons, sphere: Sphere, X: Tensor, pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
     """Mass per unit of area in an equal-area (Mollweide) map, whatever the scales."""
     nodes = sphere.nodes.cpu().double()
     tree = need("scipy.spatial", "a map of a sphere").cKDTree(nodes.numpy())
@@ -287,19 +334,37 @@ def _on_sphere(way: Neurons, sphere: Sphere, dim: int, pairs: list[Pair], names:
         mass = torch.bincount(index.reshape(-1), (share * masses[:, None]).reshape(-1), minlength=len(nodes))
         rows = held.setdefault(sheet, torch.full((len(pairs), 2, *pixel.shape), math.nan, dtype=torch.float64))
         rows[t, flow] = torch.where(pixel >= 0, (mass * len(nodes) / (2 * _TURN))[pixel], math.nan)
-    of = "w" if dim == 3 else "(w, a)"
+    whole = sphere.nodes.shape[1] == X.shape[1]
     axis = {"visible": False}
     layout = {"xaxis": axis | {"constrain": "domain"}, "yaxis": axis | {"scaleanchor": "x", "constrain": "domain"}}
     about = (
-        f"Mass per unit of area over the directions of {of}, in a Mollweide map, which keeps areas: the third axis is "
-        "up, the first in the middle. Both flows on one scale, which follows the time."
+        f"Mass per unit of area over the directions of {'w' if whole else '(w, a)'}, in a Mollweide map, which keeps "
+        "areas: the third axis is up, the first in the middle. Both flows on one scale, which follows the time."
+        + (_DOTTED if whole and len(X) else "")
     )
+    over = _outlines(X if whole else X[:0])
     return [
-        Block(
-            "Directions" + ("" if sheet == "all" else f", sheet {sheet}"), about, heat(x, y, rows, list(names), layout)
-        )
+        Block(f"Directions{_where(sheet)}", about, heat(x, y, rows, list(names), layout, over))
         for sheet, rows in held.items()
     ]
+
+
+def _outlines(X: Float[Tensor, "n d"]) -> list[Trace]:
+    """The rim of the map, and the great circles w . x = 0."""
+    turn = torch.linspace(0, _TURN, 181, dtype=torch.float64)
+    thin = {"mode": "lines", "type": "scatter", "hoverinfo": "skip", "showlegend": False, "meta": "soft"}
+    found = [thin | {"x": numbers(2 * turn.cos()), "y": numbers(turn.sin()), "line": {"width": 1}}]
+    theta = torch.linspace(-math.pi / 2, math.pi / 2, 1001, dtype=torch.float64)
+    heights = (2 * theta + (2 * theta).sin()) / math.pi
+    for x in X[X.norm(dim=1) > 0]:
+        plane = torch.linalg.svd(x[None]).Vh[1:]
+        points = turn.cos()[:, None] * plane[0] + turn.sin()[:, None] * plane[1]
+        longitude = torch.atan2(points[:, 1], points[:, 0])
+        at = theta[torch.searchsorted(heights, points[:, 2].contiguous()).clamp(max=len(theta) - 1)]
+        across = 2 / math.pi * longitude * at.cos()
+        across[1:][longitude.diff().abs() > math.pi] = math.nan  # where the map is cut
+        found.append(thin | {"x": numbers(across), "y": numbers(at.sin()), "line": {"width": 1.2, "dash": "dot"}})
+    return found
 
 
 def _mollweide(tree: Any) -> tuple[Tensor, Tensor, Int[Tensor, "h w"]]:
