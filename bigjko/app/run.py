@@ -186,7 +186,7 @@ def _report(one: Prepared, folder: Path, held: Comparison, console: Any) -> None
             versions=json.loads((folder / "versions.json").read_text("utf-8")),
         )
         (folder / "report.html").write_text(text, "utf-8")
-    except Exception as error:  # noqa: BLE001 - hours of steps must not be lost to their picture
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - hours of steps are not lost to their picture
         reason = f"{type(error).__name__}: {error}"
         console.print(f"note: no report.html was written ({reason})", style="yellow", markup=False, highlight=False)
 
