@@ -18,7 +18,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 import bigjko as bj
 from bigjko.neurons.base import Neurons
 from bigjko.show import page
-from bigjko.show.views import Block, measure_blocks
+from bigjko.show.marginals import measure_blocks
+from bigjko.show.panels import Block
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning"),
@@ -172,9 +173,12 @@ def _masses(block: Block) -> float:
         return 0.0
     if block.title.startswith("Directions"):
         one, two = (torch.tensor([[x or 0.0 for x in row] for row in p.frames[0][0]["z"]]) for p in block.panels)
+        top = float(block.panels[0].frames[0][0]["zmax"])
         torch.testing.assert_close(one, two, rtol=2e-2, atol=1e-3 * float(one.max()))
         assert all(x is None for row in block.panels[1].frames[1][0]["z"] for x in row)
-        return float(one.mean()) * 16  # the map's rectangle is 4 x 2, and twice the area of its ellipse's 4 pi
+        return (
+            float(one.mean()) * top / 1000 * 16
+        )  # the map's rectangle is 4 x 2, and twice the area of its ellipse's 4 pi
     total = 0.0
     for panel in block.panels if "sheet" in block.panels[0].title else block.panels[:1]:
         gd, jko = (torch.tensor(trace["y"]) for trace in panel.frames[0])

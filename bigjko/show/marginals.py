@@ -1,81 +1,35 @@
 """Where the mass of two flows is: a grid's measure and particles on the same cells, a frame for every time."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Circle, Grid, Line, Sphere
 
 from ..measure import GridMeasure, Measure
 from ..neurons.base import Neurons
-from ..optional import need
+from .panels import DOTTED, Block, Cloud, Panel, heat, line, numbers, where
+from .sphere import sphere_blocks
 
-Trace = dict[str, Any]
 Pair = tuple[GridMeasure, Measure | None]  # of the grid and of particles at one time; None where those kept none
 Key = tuple[int, ...]  # coordinates that are drawn together
 
 _MANY = 100_000  # points, of which those with less than _TRACE of the heaviest's mass are left out: most of 128^3
 _TRACE = 1e-4
 _SEEN = 2e-3  # of the largest density: axes end where neither flow ever has more
+_EVEN = 48  # cells of an axis on which the grid has no nodes of its own
 _CELLS = 256  # an axis at most; finer grids are read on every second node, or third, ...
-_PIXELS = 48  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
+_PIXELS = 64  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
 _MAPS = 3  # coordinates at most for which every pair has a map
-_NEAREST = 4  # nodes of a sphere among which a mass is shared
-_MOLLWEIDE = (96, 48)  # pixels
 _KINKS = 12  # data at most whose kinks are drawn
 _TURN = 2 * math.pi
 _DEGREES = 360 / _TURN
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart, as plotly.js takes it.
-
-    Attributes:
-        title: what is drawn.
-        data: traces; `meta` names the colour of a line or the scale of a map, which follow the page's theme.
-        layout: where it differs from the page's own.
-        frames: for every time of the slider what changes in every trace; none for a chart that stands still.
-        log: whether the page's switch makes the vertical axis logarithmic.
-    """
-
-    title: str
-    data: list[Trace]
-    layout: dict[str, Any] = field(default_factory=dict)
-    frames: list[list[Trace]] = field(default_factory=list)
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Block:
-    """Panels that belong together, `columns` beside one another where there is room, and how to read them."""
-
-    title: str
-    about: str
-    panels: list[Panel]
-    columns: int = 2
-
-
-def numbers(values: Any, digits: int = 4) -> list[Any]:
-    """A tensor as nested lists with so many digits; None for what is not finite, which JSON does not know."""
-    rows = values.tolist() if isinstance(values, Tensor) else values
-    return [
-        numbers(x, digits) if isinstance(x, list) else float(f"{x:.{digits}g}") if math.isfinite(x) else None
-        for x in rows
-    ]
-
-
-def line(first: bool, colour: int = 0, **more: Any) -> Trace:
-    """The first flow is thin and dashed, on top of the reference, broad and pale: told apart without colour."""
-    style = {"width": 1.8, "dash": "6px,3px"} if first else {"width": 5}
-    opacity = 1.0 if first else 0.4
-    return {"type": "scatter", "mode": "lines", "line": style, "opacity": opacity, "meta": f"c{colour}", **more}
 
 
 def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
@@ -91,7 +45,7 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
     X = X.detach().cpu().double()[: len(X) if len(X) <= _KINKS else 0]
     sphere = next((f for f in grid.factors if isinstance(f, Sphere) and f.nodes.shape[1] == 3), None)
     if sphere is not None:
-        return _on_sphere(way, sphere, X, pairs, names)
+        return sphere_blocks(_clouds(way, pairs), len(pairs), sphere, X, names)
     axes = _axes(way, dim, pairs[-1][0])
     keys: list[Key] = [(k,) for k in range(len(axes))]
     keys += combinations(range(len(axes)), 2) if len(axes) <= _MAPS else []
@@ -105,7 +59,7 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
         beyond = max(beyond, 1 - float(masses[inside].sum() / masses.sum())) if len(masses) else beyond
         for key, cells in held.setdefault(sheet, empty).items():
             cells[t, flow] = _shared([places[k] for k in key], [axes[k] for k in key], masses * inside)
-    note = f" Up to {beyond:.2%} of the mass is outside." if beyond > 1e-4 else ""
+    note = f" Up to {beyond:.2%} of the mass is outside these axes." if beyond > 1e-4 else ""
     kinks = _kink_angles(X) if axes[0].turns and dim == 2 else []
     blocks = []
     for sheet, by_key in held.items():
@@ -117,30 +71,25 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
             if len(key) == 2
             for panel in _maps([axes[k] for k in key], [windows[k] for k in key], by_key[key], names)
         ]
-        about = f"Mass per unit of the axis, at the grid's own nodes.{note}" + (_DOTTED if kinks else "")
-        blocks.append(Block(f"Marginals{_where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
+        about = f"Mass per unit of the axis; nodes and particles are shared among the same cells.{note}" + (
+            DOTTED if kinks else ""
+        )
+        blocks.append(Block(f"Marginals{where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
         if maps:
             about = "Mass per unit of area; both flows on one scale, which follows the time."
-            blocks.append(Block(f"Pairs of coordinates{_where(sheet)}", about, maps))
+            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", about, maps))
     if len(axes) > 1 or len(held) == 1:
         return blocks
     panels = [
-        replace(panel, title=f"{panel.title}{_where(sheet)}")
+        replace(panel, title=f"{panel.title}{where(sheet)}")
         for sheet, block in zip(held, blocks, strict=True)
         for panel in block.panels
     ]
     return [Block("Marginals", blocks[0].about, panels)]
 
 
-_DOTTED = " Dotted: the kinks w · x = 0 of the data."
-
-
-def _where(sheet: str) -> str:
-    return "" if sheet == "all" else f", sheet {sheet.replace('-', '−')}"
-
-
-def _clouds(way: Neurons, pairs: list[Pair]) -> Iterator[tuple[int, int, str, Tensor, Tensor]]:
-    """Time, flow, sheet, points (m, k) and masses (m,), in float64 on the CPU; one measure at a time in memory."""
+def _clouds(way: Neurons, pairs: list[Pair]) -> Iterator[Cloud]:
+    """In float64 on the CPU, one measure at a time in memory."""
     for t, both in enumerate(pairs):
         for flow, measure in enumerate(both):
             for sheet, (points, masses) in (way.clouds(measure) if measure is not None else {}).items():
@@ -201,7 +150,7 @@ def _axes(way: Neurons, dim: int, final: GridMeasure) -> list[_Axis]:
         low, high = (float(x) for x in points[:, k].aminmax())
         x = lines[k] if k < len(lines) else points.new_zeros(0)
         if not len(x) or low < float(x[0]) or high > float(x[-1]):
-            x = torch.linspace(low, high, _CELLS // 2, dtype=torch.float64)
+            x = torch.linspace(low, high, _EVEN, dtype=torch.float64)
         found.append(_Axis(names[k] if k < len(names) else f"x{k + 1}", _few(x)))
     return [axis for axis in found if len(axis.at) > 1 and float(axis.at[-1]) > float(axis.at[0])]
 
@@ -295,87 +244,3 @@ def _maps(
     return heat(
         at[0], at[1], cells.transpose(2, 3), [f"{name}: {axes[0].name}, {axes[1].name}" for name in names], layout
     )
-
-
-def heat(
-    x: Tensor,
-    y: Tensor,
-    rows: Float[Tensor, "T 2 y x"],
-    titles: list[str],
-    layout: dict[str, Any],
-    over: Sequence[Trace] = (),
-) -> list[Panel]:
-    """A map for each flow, both on one scale at every time, and what is drawn over both."""
-    tops = [float(row.nan_to_num().max()) for row in rows]
-    data = [{"type": "heatmap", "x": numbers(x), "y": numbers(y), "zmin": 0, "meta": "density"}, *over]
-    return [
-        Panel(
-            title, data, layout, [[{"z": numbers(row[k], 3), "zmax": top}] for row, top in zip(rows, tops, strict=True)]
-        )
-        for k, title in enumerate(titles)
-    ]
-
-
-# ------------------------------------------------------------------------------------------------------------- spheres
-
-
-def _on_sphere(way: Neurons, sphere: Sphere, X: Tensor, pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
-    """Mass per unit of area in an equal-area (Mollweide) map, whatever the scales."""
-    nodes = sphere.nodes.cpu().double()
-    tree = need("scipy.spatial", "a map of a sphere").cKDTree(nodes.numpy())
-    x, y, pixel = _mollweide(tree)
-    held: dict[str, Tensor] = {}
-    for t, flow, sheet, points, masses in _clouds(way, pairs):
-        near, found = tree.query(points[:, :3].numpy(), k=_NEAREST)
-        distance, index = torch.from_numpy(near), torch.from_numpy(found)
-        # The farthest of the four gets nothing; particles on nodes, and the grid's own, give most to theirs.
-        share = 1 - distance / distance[:, -1:].clamp(min=torch.finfo(distance.dtype).tiny)
-        share = share / share.sum(1, keepdim=True)
-        mass = torch.bincount(index.reshape(-1), (share * masses[:, None]).reshape(-1), minlength=len(nodes))
-        rows = held.setdefault(sheet, torch.full((len(pairs), 2, *pixel.shape), math.nan, dtype=torch.float64))
-        rows[t, flow] = torch.where(pixel >= 0, (mass * len(nodes) / (2 * _TURN))[pixel], math.nan)
-    whole = sphere.nodes.shape[1] == X.shape[1]
-    axis = {"visible": False}
-    layout = {"xaxis": axis | {"constrain": "domain"}, "yaxis": axis | {"scaleanchor": "x", "constrain": "domain"}}
-    about = (
-        f"Mass per unit of area over the directions of {'w' if whole else '(w, a)'}, in a Mollweide map, which keeps "
-        "areas: the third axis is up, the first in the middle. Both flows on one scale, which follows the time."
-        + (_DOTTED if whole and len(X) else "")
-    )
-    over = _outlines(X if whole else X[:0])
-    return [
-        Block(f"Directions{_where(sheet)}", about, heat(x, y, rows, list(names), layout, over))
-        for sheet, rows in held.items()
-    ]
-
-
-def _outlines(X: Float[Tensor, "n d"]) -> list[Trace]:
-    """The rim of the map, and the great circles w . x = 0."""
-    turn = torch.linspace(0, _TURN, 181, dtype=torch.float64)
-    thin = {"mode": "lines", "type": "scatter", "hoverinfo": "skip", "showlegend": False, "meta": "soft"}
-    found = [thin | {"x": numbers(2 * turn.cos()), "y": numbers(turn.sin()), "line": {"width": 1}}]
-    theta = torch.linspace(-math.pi / 2, math.pi / 2, 1001, dtype=torch.float64)
-    heights = (2 * theta + (2 * theta).sin()) / math.pi
-    for x in X[X.norm(dim=1) > 0]:
-        plane = torch.linalg.svd(x[None]).Vh[1:]
-        points = turn.cos()[:, None] * plane[0] + turn.sin()[:, None] * plane[1]
-        longitude = torch.atan2(points[:, 1], points[:, 0])
-        at = theta[torch.searchsorted(heights, points[:, 2].contiguous()).clamp(max=len(theta) - 1)]
-        across = 2 / math.pi * longitude * at.cos()
-        across[1:][longitude.diff().abs() > math.pi] = math.nan  # where the map is cut
-        found.append(thin | {"x": numbers(across), "y": numbers(at.sin()), "line": {"width": 1.2, "dash": "dot"}})
-    return found
-
-
-def _mollweide(tree: Any) -> tuple[Tensor, Tensor, Int[Tensor, "h w"]]:
-    """Pixel centres, and the nearest node of each pixel; -1 off the map."""
-    across, up = _MOLLWEIDE
-    x = (torch.arange(across, dtype=torch.float64) + 0.5) / across * 4 - 2
-    y = (torch.arange(up, dtype=torch.float64) + 0.5) / up * 2 - 1
-    theta = y.asin()[:, None]
-    z = ((2 * theta + (2 * theta).sin()) / math.pi).expand(up, across)
-    longitude = math.pi / 2 * x / theta.cos()
-    ring = (1 - z**2).sqrt()
-    points = torch.stack([ring * longitude.cos(), ring * longitude.sin(), z], dim=2)
-    nearest = torch.from_numpy(tree.query(points.reshape(-1, 3).numpy())[1]).reshape(up, across)
-    return x, y, torch.where(longitude.abs() <= math.pi, nearest, -1)
