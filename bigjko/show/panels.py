@@ -61,7 +61,7 @@ def _number(x: float) -> int | float | None:
 def line(first: bool, colour: int = 0, **more: Any) -> Trace:
     """The first flow is thin and dashed, on top of the reference, broad and pale: told apart without colour."""
     style = {"width": 1.8, "dash": "6px,3px"} if first else {"width": 5}
-    opacity = 1.0 if first else 0.4
+    opacity = 1.0 if first else 0.5
     return {"type": "scatter", "mode": "lines", "line": style, "opacity": opacity, "meta": f"c{colour}", **more}
 
 
