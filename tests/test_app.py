@@ -61,7 +61,7 @@ jko = { tau = 0.1 }
 particles = { method = "flow", tau = 0.1 }
 """
 TINY = HEAD + LIFTED
-LEFT = {"flow-jko.zarr", "flow-gd.zarr", "flows.png", "summary.json", "config.toml", "versions.json"}
+LEFT = {"flow-jko.zarr", "flow-gd.zarr", "flows.png", "report.html", "summary.json", "config.toml", "versions.json"}
 
 
 @pytest.fixture
@@ -416,6 +416,26 @@ def test_an_interrupt_in_either_flow_keeps_what_there_is(
     assert last.status is bj.Status.interrupted
     assert float(last.times[-1]) == pytest.approx({"GD": 0.15, "JKO": 0.2}[kind])
     assert "interrupted" in summary(out)["runs"]["lifted"]["status"]
+    page = out / "report.html"
+    assert page.exists() == (kind == "JKO")
+    if kind == "JKO":
+        assert f"JKO: {bj.Status.interrupted.value}." in page.read_text("utf-8")
+
+
+@pytest.mark.usefixtures("few_points")
+@pytest.mark.parametrize("error", [ValueError("no ink"), KeyboardInterrupt()])
+def test_a_page_that_cannot_be_written_costs_nothing_else(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(run, "page", broken)
+    done = invoke("run", written(tmp_path, TINY), "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "note: no report.html was written" in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == LEFT - {"report.html"}
+    assert "output_gap_sup" in summary(tmp_path / "out")["runs"]["lifted"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -61,7 +61,7 @@ def app() -> "typer.Typer":
     Raises:
         ImportError: naming the command that installs what is missing.
     """
-    for library in ("typer", "rich", "pydantic", "zarr", "xarray", "matplotlib"):
+    for library in ("typer", "rich", "pydantic", "zarr", "xarray", "matplotlib", "plotly", "jinja2", "scipy"):
         need(library, "the bigjko command")
     import typer
     from rich.console import Console

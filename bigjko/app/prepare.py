@@ -43,6 +43,7 @@ class Prepared:
 
     run: Run
     time: Time
+    risk: Risk
     jko: JKO
     start: GridMeasure
     descent: Stepper[ParticleMeasure, Any]
@@ -95,7 +96,7 @@ def build(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Te
         jko = jko_of(here, run.jko, run.jko.tau)
         descent = METHODS[run.particles.method](here.risk, run.particles, run.particles.tau)
         particles = here.risk.neurons.particles(here.start, drop=run.particles.drop)
-        return Prepared(run, experiment.time_of(run), jko, here.start, descent, particles)
+        return Prepared(run, experiment.time_of(run), here.risk, jko, here.start, descent, particles)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from .. import __version__
-from ..compare import compare
+from ..compare import Comparison, compare
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, OtherVersionsWarning
 from ..evolve import evolve
 from ..flow import Flow
+from ..show.page import page
 from ..show.plots import plot_flows
 from ..show.progress import Bars
 from ..status import FlowError, FlowInterrupted
@@ -27,7 +29,7 @@ from ..stepper import Stepper
 from ..store import Checkpoint
 from .config import ConfigError, Experiment, dump
 from .prepare import Prepared, build, data
-from .verdict import Numbers, numbers, verdict
+from .verdict import Numbers, facts, numbers, verdict
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
@@ -37,11 +39,13 @@ class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what t
 
     Attributes:
         code: for the shell.
+        flow: what was saved, where it is one flow.
     """
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, flow: Flow | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.flow = flow
 
 
 def execute(
@@ -49,8 +53,8 @@ def execute(
 ) -> dict[str, Numbers]:
     """Run everything in an experiment and leave a folder.
 
-    One run writes `flow-jko.zarr`, `flow-gd.zarr`, `flows.png`, `summary.json`, `config.toml` and `versions.json` to
-    `out`; several write each to a folder of its own, and a `summary.json` of all.
+    One run writes `flow-jko.zarr`, `flow-gd.zarr`, `flows.png`, `report.html`, `summary.json`, `config.toml` and
+    `versions.json` to `out`; several write each to a folder of its own, and a `summary.json` of all.
 
     Args:
         experiment: what to run.
@@ -185,9 +189,35 @@ def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, s
 
         particles = {"tau": one.descent.tau, "drop": one.run.particles.drop}
         gd = flow("gd", one.descent, one.particles, one.run.particles.record, particles, None)
-        jko = flow("jko", one.jko, one.start, one.run.jko.record, about, gd)
+        try:
+            jko = flow("jko", one.jko, one.start, one.run.jko.record, about, gd)
+        except Stopped as stopped:
+            if stopped.flow is not None:
+                _report(one, folder, compare(stopped.flow, gd, transport=False), console)
+            raise
     plot_flows(jko, gd, folder / "flows.png")
-    return numbers(compare(jko, gd))
+    held = compare(jko, gd)
+    _report(one, folder, held, console)
+    return numbers(held)
+
+
+def _report(one: Prepared, folder: Path, held: Comparison, console: Any) -> None:
+    """The page of a run, whose flows are saved already: whatever goes wrong here, they and their numbers stay."""
+    try:
+        known = numbers(held)
+        text = page(
+            held,
+            one.risk,
+            title=one.run.name,
+            verdict=verdict({one.run.name: known}),
+            facts=facts(known),
+            config=(folder / "config.toml").read_text("utf-8"),
+            versions=json.loads((folder / "versions.json").read_text("utf-8")),
+        )
+        (folder / "report.html").write_text(text, "utf-8")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - hours of steps are not lost to their picture
+        reason = f"{type(error).__name__}: {error}"
+        console.print(f"note: no report.html was written ({reason})", style="yellow", markup=False, highlight=False)
 
 
 def _told(run: Callable[[], Flow], path: Path, t_end: float) -> Flow:
@@ -203,8 +233,8 @@ def _told(run: Callable[[], Flow], path: Path, t_end: float) -> Flow:
     if (path.parent / "flow-gd.zarr").exists() and flow.name == "jko":
         kept += f"; bigjko compare {path.parent} holds it against gradient descent"
     if isinstance(stop, FlowInterrupted):
-        raise Stopped(f"interrupted: {flow.name} {kept}", INTERRUPTED) from None
-    raise Stopped(f"{stop}; {flow.name} {kept}", 1) from stop
+        raise Stopped(f"interrupted: {flow.name} {kept}", INTERRUPTED, flow) from None
+    raise Stopped(f"{stop}; {flow.name} {kept}", 1, flow) from stop
 
 
 @contextlib.contextmanager
@@ -246,7 +276,17 @@ def notes(console: Any, title: str = "") -> Iterator[None]:
 
 def versions(device: str) -> dict[str, Any]:
     """What a run was made with."""
-    libraries = ("pykeops", "geomloss", "numpy", "torchdiffeq", "scikit-learn", "xarray", "zarr", "matplotlib")
+    libraries = (
+        "pykeops",
+        "geomloss",
+        "numpy",
+        "torchdiffeq",
+        "scikit-learn",
+        "xarray",
+        "zarr",
+        "matplotlib",
+        "plotly",
+    )
     found = {"torch": str(torch.__version__)}  # with its build, which the package's metadata may leave out
     for name in libraries:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -255,11 +295,22 @@ def versions(device: str) -> dict[str, Any]:
         "bigjko": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.3g} GiB",
         "device": _device_name(torch.device(device)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **found,
     }
+
+
+def _processor() -> str:
+    """Its model; Python knows it on few systems."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _device_name(device: torch.device) -> str:

@@ -187,6 +187,11 @@ _ROWS: tuple[tuple[str, Any], ...] = (
 )
 
 
+def facts(run: Numbers) -> list[tuple[str, str]]:
+    """The table's rows for one run."""
+    return [(label.strip(), write(run)) for label, write in _ROWS]
+
+
 def _edge_matters(run: Numbers) -> bool:
     return run["boundary_mass_max"] is not None and run["boundary_mass_max"] > _EDGE
 

@@ -22,7 +22,7 @@ _FIRST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.6}
 _SECOND: dict[str, Any] = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.35}
 _GREY = "#555555"
 _NAMES = {"jko": "JKO", "gd": "gradient descent", "flow": "gradient flow"}
-_EDGE = 1e-3  # share of the mass at the edge of the box from which JKO warns
+EDGE = 1e-3  # share of the mass at the edge of the box from which JKO warns
 _TRACE = 1e-12  # share of the mass that is drawn at least: the tails of a Gaussian start reach far below
 _DPI = 150
 
@@ -66,7 +66,8 @@ def _page() -> "tuple[matplotlib.figure.Figure, Any]":
     return figure, axes
 
 
-def _names(first: Flow, second: Flow) -> tuple[str, str]:
+def names(first: Flow, second: Flow) -> tuple[str, str]:
+    """What the two are called, told apart."""
     one, two = (_NAMES.get(flow.name, flow.name) for flow in (first, second))
     return (one, two) if one != two else (f"{one} (first)", f"{two} (second)")
 
@@ -86,7 +87,7 @@ def _legend(ax: Any, columns: int) -> None:
 
 
 def _risks(ax: Any, first: Flow, second: Flow) -> None:
-    one, two = _names(first, second)
+    one, two = names(first, second)
     ax.plot(second.times, second.risks, color=_COLOURS[0], label=two, **_SECOND)
     ax.plot(first.times, first.risks, color=_COLOURS[0], label=one, **_FIRST)
     _until(ax, first)
@@ -95,7 +96,7 @@ def _risks(ax: Any, first: Flow, second: Flow) -> None:
 
 
 def _outputs(ax: Any, first: Flow, second: Flow) -> None:
-    for colour, j in zip(_COLOURS, _most_changed(second).tolist(), strict=False):
+    for colour, j in zip(_COLOURS, most_changed(second).tolist(), strict=False):
         ax.plot(second.times, second.outputs[:, j], color=colour, **_SECOND)
         ax.plot(first.times, first.outputs[:, j], color=colour, label=f"$u_{{{j}}}$", **_FIRST)
     _until(ax, first)
@@ -122,7 +123,7 @@ def _mass(ax: Any, flow: Flow) -> None:
             linewidth=1.6,
             label="at the box's edge",
         )
-        ax.axhline(_EDGE, color=_GREY, linestyle=":", linewidth=1.6, label="level of the warning")
+        ax.axhline(EDGE, color=_GREY, linestyle=":", linewidth=1.6, label="level of the warning")
         ax.set_ylabel("boundary mass  (share)")
     else:
         ax.plot(flow.times, flow.masses, color=_COLOURS[0], linewidth=1.6, label="mass of the measure")
@@ -149,7 +150,7 @@ def _until(ax: Any, flow: Flow) -> None:
         ax.set_xlim(0, end)
 
 
-def _most_changed(flow: Flow) -> Int[Tensor, " _"]:
+def most_changed(flow: Flow) -> Int[Tensor, " _"]:
     """The data points whose outputs rise or fall the most, two each way where there are as many; increasing."""
     change: Float[Tensor, " n"] = flow.outputs[-1] - flow.outputs[0]
     order = change.argsort()
