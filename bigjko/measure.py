@@ -14,6 +14,7 @@ from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
 from .errors import MeasureError
+from .memory import check as check_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class GridMeasure:
             density: maps coordinates (N, k) to values (N,), not negative; need not be normalised.
             mass: total mass.
         """
+        _room(grid, 4 + sum(f.nodes.shape[1] for f in grid.factors))
         values = density(grid.points())
         if values.shape != (grid.size,):
             raise MeasureError(
@@ -84,6 +86,7 @@ class GridMeasure:
         centre, spread = centre.expand(k), spread.expand(k)
         if not bool((spread > 0).all()) or not bool(torch.isfinite(centre).all() & torch.isfinite(spread).all()):
             raise MeasureError(f"received mean {mean} and std {std}, need finite numbers and std > 0")
+        _room(grid, 2)
         log_masses = empty(grid.shape, grid.dtype, grid.device).copy_(grid.log_weights)
         for axis, f in enumerate(grid.factors):
             log_masses -= grid.along(axis, ((f.nodes[:, 0] - centre[axis]) / spread[axis]) ** 2 / 2)
@@ -92,6 +95,7 @@ class GridMeasure:
     @classmethod
     def uniform(cls, grid: Grid, *, mass: float = 1.0) -> "GridMeasure":
         """Mass spread evenly over Theta: proportional to cell volume, alike on every sheet."""
+        _room(grid, 2)
         return cls._normalised(grid, grid.log_weights.clone(memory_format=torch.contiguous_format), mass)
 
     @classmethod
@@ -281,6 +285,11 @@ class ParticleMeasure:
 Measure = GridMeasure | ParticleMeasure
 
 
+def _room(grid: Grid, arrays: int) -> None:
+    """Raise MeasureError unless so many arrays of N fit into memory."""
+    check_memory(grid, lambda shape: 8 * arrays * math.prod(shape), "measures", error=MeasureError)
+
+
 def _range(values: Tensor) -> tuple[float, float]:
     """Lowest and highest, both NaN where one is: a pass without a temporary, five times faster than isfinite."""
     if not values.numel():
@@ -322,6 +331,7 @@ def deposit(
         )
     if not (width > 0 and math.isfinite(width)):
         raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
+    _room(grid, 4)
     shared = torch.zeros(grid.size, dtype=torch.float64, device=grid.device)
     lower, upper = [], []  # per axis: (node, share)
     for k, f in enumerate(grid.factors):

@@ -60,6 +60,10 @@ class ImplicitGradientDescent(ParticleStepper):
                 "use GradientDescent"
             )
 
+    def memory_of(self, m: int, n: int, d: int) -> int:
+        """See ParticleStepper; measured."""
+        return 8 * m * (12 * n + 96 * (d + 1))
+
     @torch.no_grad()
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         risk, y = self.energy, self.energy.y.double()
