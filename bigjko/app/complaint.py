@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -29,7 +30,8 @@ def sentence(error: ErrorDetails, root: Section) -> str:
 
 def meant(word: str, known: Iterable[str]) -> str:
     """The nearest known word, as a question; nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    short = [name for name in islice(known, _MANY) if len(name) <= _LONG]
+    near = difflib.get_close_matches(word, short, n=1) if len(word) <= _LONG else []
     return f": did you mean {near[0]!r}?" if near else ""
 
 
@@ -87,4 +89,5 @@ def _elsewhere(key: str, root: Section) -> str:
     return f": it belongs {' or '.join(places)}" if places else ""
 
 
-_LONG = 60  # characters of a value that are quoted
+_LONG = 60  # characters of a value that are quoted, and of a name that is compared with others
+_MANY = 1000  # names that are compared: more would take seconds

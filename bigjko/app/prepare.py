@@ -23,6 +23,7 @@ from ..risk import Risk
 from ..stepper import Stepper
 from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
+from .files import read_file
 from .ways import WAYS, GridChoice, Start, grid_of, outline
 
 Points = tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]
@@ -60,13 +61,16 @@ def data(experiment: Experiment) -> Points:
 
 def points(choice: Data, dtype: str, device: str) -> Points:
     """X and y as the flows see them; see `data`."""
-    if choice.name is not None:
-        X, y = DATASETS[choice.name]()
-    else:
-        X, y = torch.tensor(choice.X, dtype=torch.float64), torch.tensor(choice.y, dtype=torch.float64)
+    names = None
     try:
-        X, y = prepared(X, y, choice.components, choice.standardise, choice.standardise_labels)
-    except RiskError as refused:
+        if choice.name is not None:
+            X, y = DATASETS[choice.name]()
+        elif choice.file is not None:
+            X, y, names = read_file(choice.file, choice.target, choice.features, choice.sha256)
+        else:
+            X, y = torch.tensor(choice.X, dtype=torch.float64), torch.tensor(choice.y, dtype=torch.float64)
+        X, y = prepared(X, y, choice.components, choice.standardise, choice.standardise_labels, names)
+    except (ConfigError, RiskError) as refused:
         raise ConfigError(f"in [data]: {refused}") from refused
     kind = {"dtype": getattr(torch, dtype), "device": _device(device)}
     return X.to(**kind), y.to(**kind)
