@@ -242,7 +242,7 @@ BAD = [
     ('"gaussian"', '"uniform"', "received kind = 'uniform' for way = 'lifted', need 'gaussian' or 'network'"),
     ('method = "gd"', 'method = "gd", rtol = 1e-3', "received rtol or atol for method = 'gd'"),
     ('name = "lifted"', 'name = "a/b"', "received name = 'a/b', need at most 100 letters"),
-    ("[[runs]]", LIFTED + "[[runs]]", "received runs named lifted, lifted, need every name once"),
+    ("[[runs]]", LIFTED + "[[runs]]", "received runs named 'lifted', 'lifted', need every name once"),
     ("[[runs]]", "[runs]", r"received runs = .*, need one table \[\[runs\]\] or more"),
     ("weight_decay = 0.0", "weight_decay = ", r"which is no TOML \(Invalid value \(at line 2, column 16\)\)"),
     ("weight_decay = 0.0", 'device = "gpu"', "received device = 'gpu', which cannot be used here .*need one of cpu"),

@@ -392,7 +392,7 @@ def test_no_name_leads_out_of_the_output_folder(name: str, tmp_path: Path) -> No
 def test_names_that_some_disks_take_for_one_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text(HEAD + LIFTED + LIFTED.replace('"lifted"', '"Lifted"', 1), "utf-8")
-    with pytest.raises(ConfigError, match="received runs named lifted, Lifted, need every name once"):
+    with pytest.raises(ConfigError, match="received runs named 'lifted', 'Lifted', need every name once"):
         config.load(file)
 
 

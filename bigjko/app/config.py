@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from .complaint import meant
+from .complaint import meant, several, shown
 from .data import DATASETS
 from .files import digest, kind_of
 from .sections import ConfigError as ConfigError
@@ -25,7 +25,7 @@ from .ways import WAYS, GridChoice, Start
 def _name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST:
         raise ValueError(
-            f"received name = {name[:_LONGEST]!r}, need at most {_LONGEST} letters, digits, '-', '_' and '.': rename it"
+            f"received name = {shown(name)}, need at most {_LONGEST} letters, digits, '-', '_' and '.': rename it"
         )
     if name.partition(".")[0].upper() in _RESERVED or name.endswith((".", ".json")):
         raise ValueError(f"received name = {name!r}, which cannot be a folder's everywhere, need another: rename it")
@@ -35,7 +35,8 @@ def _name(name: str) -> str:
 def _way(name: str) -> str:
     if name not in WAYS:
         raise ValueError(
-            f"received the unknown way {name!r}, need one of {', '.join(WAYS)}{meant(name, WAYS) or ': correct it'}"
+            f"received the unknown way {shown(name)}, need one of {', '.join(WAYS)}"
+            f"{meant(name, WAYS) or ': correct it'}"
         )
     return name
 
@@ -74,7 +75,7 @@ class Data(Section):
         if path is None:
             return None
         if not path.isprintable() or not path.strip():
-            raise ValueError(f"received file = {path!r}, need a path: correct it")
+            raise ValueError(f"received file = {shown(path)}, need a path: correct it")
         kind_of(path)
         return str(Path((info.context or {}).get("folder", "."), path).absolute())
 
@@ -98,7 +99,7 @@ class Data(Section):
         if self.name is not None:
             if self.name not in DATASETS:
                 raise ValueError(
-                    f"received the unknown data set {self.name!r}, need one of {', '.join(sorted(DATASETS))}, "
+                    f"received the unknown data set {shown(self.name)}, need one of {', '.join(sorted(DATASETS))}, "
                     f"a file, or X and y{meant(self.name, DATASETS) or ': correct the name'}"
                 )
             return self
@@ -232,14 +233,14 @@ class Experiment(Question):
     def _fits(self) -> "Experiment":
         names = [run.name for run in self.runs]
         if len({name.lower() for name in names}) < len(names):  # there are disks on which A and a are one folder
-            raise ValueError(f"received runs named {', '.join(names)}, need every name once: rename one")
+            raise ValueError(f"received runs named {several(names)}, need every name once: rename one")
         for run in self.runs:
             time = self.time_of(run)
             beyond = [t for t in time.save_at if not 0 <= t <= time.t_end]
             if beyond:
                 raise ValueError(
-                    f"received save_at = {beyond} for the run '{run.name}', need times within [0, {time.t_end:g}]: "
-                    "leave them out, or give the run a time of its own"
+                    f"received save_at = {shown(beyond)} for the run '{run.name}', need times within "
+                    f"[0, {time.t_end:g}]: leave them out, or give the run a time of its own"
                 )
         return self
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..memory import available, gib
 from ..optional import need
-from .complaint import meant
+from .complaint import meant, several, shown
 from .sections import ConfigError
 
 Names = str | list[str] | None
@@ -62,7 +62,9 @@ def kind_of(path: str) -> str:
     """The kind of a file, by the end of its name."""
     kind = Path(path).suffix.lower()
     if kind not in _READERS:
-        raise ConfigError(f"received the file {path!r}, need a name that ends in {', '.join(_READERS)}: convert it")
+        raise ConfigError(
+            f"received the file {shown(path)}, need a name that ends in {', '.join(_READERS)}: convert it"
+        )
     return kind
 
 
@@ -111,9 +113,11 @@ def _columns(names: Sequence[str], target: str | None, features: Names) -> list[
     """The columns that are wanted: features, and the target last."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ConfigError(f"received {_few(twice)} as the name of several columns, need every name once: rename them")
+        raise ConfigError(
+            f"received {several(twice)} as the name of several columns, need every name once: rename them"
+        )
     if target is None:
-        raise ConfigError(f"received no target, need the column of labels, one of {_few(names)}: add target")
+        raise ConfigError(f"received no target, need the column of labels, one of {several(names)}: add target")
     if features is None:
         chosen = [name for name in names if name != target]
     else:
@@ -122,27 +126,18 @@ def _columns(names: Sequence[str], target: str | None, features: Names) -> list[
     for name in (target, *chosen):
         if name not in known:
             raise ConfigError(
-                f"received the column {_shown(name)}, need one of {_few(names)}{meant(name, names) or ': correct it'}"
+                f"received the column {shown(name)}, need one of {several(names)}{meant(name, names) or ': correct it'}"
             )
     if "" in chosen:
         raise ConfigError("received a column without a name, need one: name it, or list the features that are wanted")
     if target in chosen or len(set(chosen)) < len(chosen):
         raise ConfigError(
-            f"received the features {_few(chosen)} for the target {_shown(target)}, need every column once: "
+            f"received the features {several(chosen)} for the target {shown(target)}, need every column once: "
             "leave one out"
         )
     if not chosen:
-        raise ConfigError(f"received the column {_shown(target)} alone, need features beside it: add a column")
+        raise ConfigError(f"received the column {shown(target)} alone, need features beside it: add a column")
     return [*chosen, target]
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(_shown, names[:_SHOWN])) + more
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= _LONG else f"{name[:_LONG]} ...")
 
 
 def _divided(values: Any, names: list[str]) -> Found:
@@ -154,7 +149,7 @@ def _divided(values: Any, names: list[str]) -> Found:
 
 def _missing(name: str, count: int, first: str) -> ConfigError:
     return ConfigError(
-        f"received {count} missing values in the column {_shown(name)}, the first {first}, need a number in every row: "
+        f"received {count} missing values in the column {shown(name)}, the first {first}, need a number in every row: "
         "fill them in, or leave those rows or the column out"
     )
 
@@ -172,7 +167,7 @@ def _csv(content: bytes, target: str | None, features: Names) -> Found:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     header = [name.strip() for name in next(rows, [])]
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-        raise ConfigError(f"received the header {_shown(header[0])}, need commas between columns: save it with those")
+        raise ConfigError(f"received the header {shown(header[0])}, need commas between columns: save it with those")
     wanted = _columns(header, target, features)
     place = {name: k for k, name in enumerate(header)}
     picked = [(name, place[name]) for name in wanted]
@@ -205,7 +200,7 @@ def _number(cell: str, name: str, where: str) -> float:
     if math.isnan(value):
         return value
     raise ConfigError(
-        f"received {_shown(cell)} in the column {_shown(name)} {where}, need finite numbers: correct it, or leave the "
+        f"received {shown(cell)} in the column {shown(name)} {where}, need finite numbers: correct it, or leave the "
         "column out of features"
     )
 
@@ -225,7 +220,7 @@ def _parquet(content: bytes, target: str | None, features: Names) -> Found:
         kind = schema.field(name).type
         if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
             raise ConfigError(
-                f"received values of type {kind} in the column {_shown(name)}, need numbers: convert them, or leave "
+                f"received values of type {kind} in the column {shown(name)}, need numbers: convert them, or leave "
                 "the column out of features"
             )
     groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
@@ -242,7 +237,7 @@ def _parquet(content: bytes, target: str | None, features: Names) -> Found:
         if not np.isfinite(values[:, k]).all():
             row = int(np.argmin(np.isfinite(values[:, k])))
             raise ConfigError(
-                f"received {values[row, k]} in the column {_shown(name)} in row {row + 1}, need finite numbers: "
+                f"received {values[row, k]} in the column {shown(name)} in row {row + 1}, need finite numbers: "
                 "correct it, or leave the column out of features"
             )
     return _divided(values, wanted)
@@ -269,7 +264,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
     if members.count(name) != 1:
         found = "no array" if name not in members else "several arrays"
         raise ConfigError(
-            f"received {found} of the name {_shown(name)}, need one of {_few(members)}"
+            f"received {found} of the name {shown(name)}, need one of {several(members)}"
             f"{meant(name, members) or ': name another with target or features'}"
         )
     member = archive.getinfo(f"{name}.npy")
@@ -281,17 +276,19 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
-            raise ConfigError(f"received the array {name!r} in format {version}, need a plain one: save it again")
+            raise ConfigError(f"received the array {shown(name)} in format {version}, need a plain one: save it again")
         shape, _, dtype = _HEADERS[version](stream)
         size = math.prod(shape) * dtype.itemsize
         if dtype.kind not in "iuf":
             pickled = ", which only a pickle could hold" if dtype.hasobject else ""
-            raise ConfigError(f"received the array {name!r} of type {dtype}{pickled}, need plain numbers: convert it")
+            raise ConfigError(
+                f"received the array {shown(name)} of type {dtype}{pickled}, need plain numbers: convert it"
+            )
         if stream.tell() + size != member.file_size:
             raise ConfigError(
-                f"received the array {name!r} of shape {shape}, and other bytes, need both: save it again"
+                f"received the array {shown(name)} of shape {shape}, and other bytes, need both: save it again"
             )
-    _fits(size * _ROOM, f"the array {name!r}, which takes")
+    _fits(size * _ROOM, f"the array {shown(name)}, which takes")
     with archive.open(member) as stream:
         values = np.lib.format.read_array(stream, allow_pickle=False)
     with np.errstate(over="ignore"):  # long doubles
@@ -300,7 +297,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
     if wrong.any():
         first = np.unravel_index(int(wrong.argmax()), wrong.shape)
         raise ConfigError(
-            f"received {int(wrong.sum())} NaN or infinite entries in the array {name!r}, the first at "
+            f"received {int(wrong.sum())} NaN or infinite entries in the array {shown(name)}, the first at "
             f"[{', '.join(map(str, first))}], need finite numbers: clean them"
         )
     return values
@@ -312,5 +309,4 @@ _HEADERS: dict[Any, Callable[..., Any]] = {
 }
 _READERS: dict[str, Callable[[bytes, str | None, Names], Found]] = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}
 _ROOM = 4  # copies of the data that reading it takes at most
-_SHOWN = 20  # names in a message
-_LONG = 100  # characters of a name
+_LONG = 100  # characters of what a library says

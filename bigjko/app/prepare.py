@@ -21,6 +21,7 @@ from ..neurons.dynamics import Dynamics
 from ..particles import GradientDescent, GradientFlow, ImplicitGradientDescent, SlidingFlow
 from ..risk import Risk
 from ..stepper import Stepper
+from .complaint import shown
 from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
 from .files import read_file
@@ -78,12 +79,14 @@ def points(choice: Data, dtype: str, device: str) -> Points:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.empty(1, device=name).device  # cuda:0 rather than cuda, as tensors say
+        here = torch.zeros(1, device=name)
+        here.item()  # which meta, a device without numbers, cannot
+        return here.device  # cuda:0 rather than cuda, as tensors say
     except (RuntimeError, AssertionError, NotImplementedError) as missing:
-        here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-        reason = str(missing).splitlines()[0].rstrip(".")
+        known = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        reason = str(missing).splitlines()[0].rstrip(".")[:_LONG]
         raise ConfigError(
-            f"received device = '{name}', which cannot be used here ({reason}), need one of {', '.join(here)}: "
+            f"received device = {shown(name)}, which cannot be used here ({reason}), need one of {', '.join(known)}: "
             "choose it with --device"
         ) from missing
 
@@ -171,6 +174,9 @@ METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {
     "flow": _flow,
     "sliding": _sliding,
 }
+
+
+_LONG = 100  # characters of what torch says
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -39,6 +39,7 @@ def read(path: Path, kind: type[Whole]) -> Whole:
         raise ConfigError(f"received {path}, which cannot be read ({reason}), need a TOML file: check it") from None
     try:
         raw = tomllib.loads(text)
+        _refuse_long(raw)
     except (ValueError, RecursionError) as error:  # a plain ValueError for a number of thousands of digits
         raise ConfigError(f"received {path}, which is no TOML ({error}), need a TOML file: correct it there") from None
     try:
@@ -48,6 +49,15 @@ def read(path: Path, kind: type[Whole]) -> Whole:
         # An unknown key is often why another is missing.
         first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
         raise ConfigError(f"{path}, {sentence(first, kind)}") from None
+
+
+def _refuse_long(value: Any) -> None:
+    """TOML's whole numbers have 64 bits, Python's any number of them."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_long(inner)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number has more than 64 bits")
 
 
 def dump(whole: Section) -> str:
