@@ -482,10 +482,11 @@ def _patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def once(seed: int, number: int, folder: Path) -> tuple[str, str, str]:
+def once(seed: int, number: int, folder: Path, kind: str | None = None) -> tuple[str, str, str]:
     """The kind of an input, 'read', 'refused' or 'wrong', and what was wrong."""
     rng = Random(f"{seed} {number}")
-    kind = rng.choices(list(INPUTS), [share for share, _ in INPUTS.values()])[0]
+    drawn = rng.choices(list(INPUTS), [share for share, _ in INPUTS.values()])[0]
+    kind = kind or drawn
     read = INPUTS[kind][1](rng, folder)
     for _ in range(2):  # what is slow once may have been imported or compiled
         began = time.process_time()
@@ -514,7 +515,9 @@ def _judged(read: Reader, kind: str) -> tuple[str, str]:
     return "read", ""
 
 
-def fuzz(count: int, seed: int, tell: Callable[[str], None], first: int = 0) -> Counter[tuple[str, str]]:
+def fuzz(
+    count: int, seed: int, tell: Callable[[str], None], first: int = 0, kind: str | None = None
+) -> Counter[tuple[str, str]]:
     """How many inputs of every kind had which outcome; what was wrong is told."""
     found: Counter[tuple[str, str]] = Counter()
     with (
@@ -528,11 +531,11 @@ def fuzz(count: int, seed: int, tell: Callable[[str], None], first: int = 0) -> 
         for number in range(first, first + count):
             folder = Path(name) / "inputs"
             folder.mkdir()
-            kind, outcome, wrong = once(seed, number, folder)
+            what, outcome, wrong = once(seed, number, folder, kind)
             shutil.rmtree(folder)
-            found[kind, outcome] += 1
+            found[what, outcome] += 1
             if wrong:
-                tell(f"{number}: {kind}: {wrong[:300]}")
+                tell(f"{number}: {what}: {wrong[:300]}")
     return found
 
 
@@ -550,13 +553,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int)
+    parser.add_argument("--only", type=int, help="the number of one input")
+    parser.add_argument("--kind", choices=INPUTS, help="that kind of input alone")
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))
     torch.set_num_threads(1)
     began = time.perf_counter()
     first, count = (0, asked.count) if asked.only is None else (asked.only, 1)
-    found = fuzz(count, asked.seed, lambda line: print(line, flush=True), first)
+    found = fuzz(count, asked.seed, lambda line: print(line, flush=True), first, asked.kind)
     print(f"{'':20} {'inputs':>8} {'read':>8} {'refused':>8} {'wrong':>8}")
     for kind in [*INPUTS, "all"]:
         counts = [
