@@ -69,7 +69,7 @@ def test_what_is_missing_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch
 def test_a_gpu_that_keops_cannot_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(keops, "find_library", lambda name: None)
-    monkeypatch.setattr(keops.pykeops.config, "gpu_available", False)
+    monkeypatch.setattr("pykeops.config.gpu_available", False)
     assert keops.state().reason == "libcuda and libnvrtc not found by the linker"
     found = info.facts() | {"devices": [{"device": "cpu"}, {"device": "cuda:0"}]}
     (hint,) = (hint for hint in info._hints(found) if "though there is a GPU" in hint)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time as clock
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,10 @@ def _size(folder: Path | None) -> int:
 
 
 def _checks() -> list[Facts]:
-    devices = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    return [
-        _timed("C++ compiles", _compiles),
-        _timed("fused kernel on cpu", _fused),
-        *(_timed(f"KeOps on {d}", lambda d=d: _formula(d)) for d in devices),
-    ]
+    checks: dict[str, Callable[[], float]] = {"C++ compiles": _compiles, "fused kernel on cpu": _fused}
+    for device in ("cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))):
+        checks[f"KeOps on {device}"] = partial(_formula, device)
+    return [_timed(what, run) for what, run in checks.items()]
 
 
 def _timed(what: str, run: Callable[[], float]) -> Facts:
