@@ -56,6 +56,8 @@ class GridMeasure:
             raise MeasureError(
                 f"received density values of shape {tuple(values.shape)}, need ({grid.size},): one a node"
             )
+        if values.dtype != grid.dtype:
+            raise MeasureError(f"received density values in {values.dtype}, need the grid's {grid.dtype}: convert them")
         if not bool(((values >= 0) & torch.isfinite(values)).all()):
             raise MeasureError("received a density with negative, infinite or NaN values, need finite values >= 0")
         return cls._normalised(grid, values.log().reshape(grid.shape) + grid.log_weights, mass)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigjko_kernels import Grid, GridError, KernelError
 
 from ..errors import MeasureError, RiskError, StepError
+from ..evolve import countable
 from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, epsilon_of, step_memory
 from ..losses import Huber, Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
@@ -102,7 +103,10 @@ def build(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Te
         jko = jko_of(here, run.jko, run.jko.tau)
         descent = METHODS[run.particles.method](here.risk, run.particles, run.particles.tau)
         particles = here.risk.neurons.particles(here.start, drop=run.particles.drop)
-        return Prepared(run, experiment.time_of(run), jko, here.start, descent, particles)
+        time = experiment.time_of(run)
+        for stepper in (jko, descent):
+            countable(stepper.tau, time.t_end)
+        return Prepared(run, time, jko, here.start, descent, particles)
 
 
 @contextlib.contextmanager
