@@ -89,7 +89,7 @@ def test_a_risk_refuses_or_has_values(X: Tensor, y: Tensor, decay: float, scale:
     way = bj.neurons.Lifted()
     start = ours(lambda: bj.GridMeasure.gaussian(way.grid(5, X.shape[1], radius=1.0, dtype=X.dtype), 0.0, 0.5))
     value = ours(lambda: risk.value(start)) if start is not None and X.shape[1] < 4 else None
-    if value is not None and tame(X, y) and max(decay, scale) < LARGE:
+    if value is not None and tame(X, y) and max(decay, scale) < LARGE and X.dtype == F64:
         assert bool(value.isfinite())
         assert float(value) >= 0
     if start is not None and X.shape[1] < 4:
