@@ -40,11 +40,13 @@ def newton_move(
         newton, singular = torch.linalg.solve_ex(H, gradient)
         return gradient / H.abs().sum(1).max() if bool(singular) else newton
     low, high, n = low - z, high - z, len(z)
+    move: Tensor
     below = above = torch.zeros(n, dtype=torch.bool, device=z.device)
     for _ in range(_TURNS + n):
         fixed = below | above
         rows = torch.where(fixed[:, None], torch.eye(n, dtype=H.dtype, device=H.device), H)
-        move, singular = torch.linalg.solve_ex(rows, torch.where(below, low, torch.where(above, high, gradient)))
+        sides = torch.where(below, low, torch.where(above, high, gradient))
+        move, singular = torch.linalg.solve_ex(rows, sides)
         if bool(singular):
             break
         push = gradient - H @ move  # of the walls: outwards where a coordinate leans on one
