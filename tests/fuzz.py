@@ -1,7 +1,7 @@
 """Mutated files, given to the readers: out come data, or the one documented error in one line, and soon.
 
     python -m tests.fuzz --count 100000 --seed 0          # a table of outcomes; 1 where something else came out
-    python -m tests.fuzz --seed 0 --only 4711             # one input again: it is made by its number alone
+    python -m tests.fuzz --seed 0 --first 4711 --count 1  # one input again: it is made by its number alone
 
 Experiments and studies are read, their data prepared and, for one in three, everything built that a run would start
 from; no flow is run. Where a file was changed in a way that tells what must come out of it, that is what must.
@@ -470,16 +470,21 @@ class Hang(BaseException):
 
 @contextmanager
 def _patience() -> Iterator[None]:
+    """Seconds of this process' own, since others may hold the cores; and of the clock, since a wait takes none."""
+
     def ring(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(_HANG)
+    before = [signal.signal(kind, ring) for kind in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, _HANG)
+    signal.setitimer(signal.ITIMER_REAL, 20 * _HANG)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for kind, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(kind, handler)
 
 
 def once(seed: int, number: int, folder: Path, kind: str | None = None) -> tuple[str, str, str]:
@@ -502,6 +507,8 @@ def _judged(read: Reader, kind: str) -> tuple[str, str]:
     try:
         with _patience():
             read()
+    except KeyboardInterrupt:
+        raise
     except Hang:
         return "", "it hangs"
     except ValidationError as error:  # by Data without a TOML file: pydantic's own, which quotes ours
@@ -525,6 +532,7 @@ def fuzz(
         warnings.catch_warnings(),
         mock.patch("bigjko.memory.available", return_value=_FREE),
         mock.patch("bigjko.app.ways.available", return_value=_FREE),
+        suppress(KeyboardInterrupt),  # what has been found until then is told
     ):
         warnings.simplefilter("ignore")
         _warm()
@@ -553,14 +561,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="the number of one input")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--kind", choices=INPUTS, help="that kind of input alone")
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))
     torch.set_num_threads(1)
     began = time.perf_counter()
-    first, count = (0, asked.count) if asked.only is None else (asked.only, 1)
-    found = fuzz(count, asked.seed, lambda line: print(line, flush=True), first, asked.kind)
+    found = fuzz(asked.count, asked.seed, lambda line: print(line, flush=True), asked.first, asked.kind)
     print(f"{'':20} {'inputs':>8} {'read':>8} {'refused':>8} {'wrong':>8}")
     for kind in [*INPUTS, "all"]:
         counts = [
