@@ -104,9 +104,13 @@ def clean_environment(folder: Path, wheel: Path, extra: str) -> Path:
     python = folder / "bin" / "python"
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).stdout.strip())
     for distribution in needed(metadata(wheel), extra).values():
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
+        parts = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
+        # An old pip leaves the metadata of what it builds beside the files, and does not list it.
+        beside = Path(str(distribution.locate_file(""))).glob(f"{distribution.metadata['Name']}-*.egg-info")
+        for top in parts | {path.name for path in beside}:
+            source = Path(str(distribution.locate_file(top))).resolve()
+            if source.exists() and not (site / top).exists():  # some list files that they do not install
+                (site / top).symlink_to(source)
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     run(*pip, "check", cwd=folder)
