@@ -8,6 +8,7 @@ from; no flow is run. Where a file was changed in a way that tells what must com
 """
 
 import argparse
+import copy
 import datetime
 import io
 import json
@@ -41,6 +42,7 @@ SECONDS = 2.0  # an input may take
 _HANG = 20  # seconds until a reader that does not come back is interrupted
 _FREE = 1 << 25  # bytes that grids are told are free: larger ones are refused before they are there
 _BUILT = 3  # every how many files everything is built
+_TOLD = 10_000
 _ROOM = 6 << 30  # of address space, so that what allocates without looking is seen
 
 Random = random.Random
@@ -168,7 +170,7 @@ def mutated(tree: dict[str, Any], rng: Random) -> None:
             del where[key]
         elif kind == 1:
             other, name = rng.choice(spots)
-            where[key] = json.loads(json.dumps(other[name], default=str))
+            where[key] = copy.deepcopy(other[name])
         elif kind == 2 and isinstance(where, dict):
             where[rng.choice([f"{key}s", f"{key}s", "file", "name", "X", "radius", "é", "", "x" * 300])] = value
         elif kind > 5 and type(value) in (int, float) and not abs(value) > 1e300:  # most of it is still valid
@@ -492,7 +494,10 @@ def once(seed: int, number: int, folder: Path, kind: str | None = None) -> tuple
     rng = Random(f"{seed} {number}")
     drawn = rng.choices(list(INPUTS), [share for share, _ in INPUTS.values()])[0]
     kind = kind or drawn
-    read = INPUTS[kind][1](rng, folder)
+    try:
+        read = INPUTS[kind][1](rng, folder)
+    except Exception as error:  # noqa: BLE001 - of the fuzzer itself, whose other inputs are worth having
+        return kind, "wrong", f"not made: {type(error).__name__}: {error}"
     for _ in range(2):  # what is slow once may have been imported or compiled
         began = time.process_time()
         outcome, wrong = _judged(read, kind)
@@ -544,6 +549,8 @@ def fuzz(
             found[what, outcome] += 1
             if wrong:
                 tell(f"{number}: {what}: {wrong[:300]}")
+            if (number + 1) % _TOLD == 0:
+                print(f"{number + 1} at {time.process_time():.0f} s", flush=True)
     return found
 
 
