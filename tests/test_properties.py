@@ -102,9 +102,16 @@ def test_a_risk_refuses_or_has_values(X: Tensor, y: Tensor, decay: float, scale:
 COUNTS = st.integers(1, 9) | st.sampled_from([0, -1, -(2**40), 1, 64])
 
 
-@given(low=st.lists(NUMBER, max_size=3), high=st.lists(NUMBER, max_size=3), shape=st.lists(COUNTS, max_size=3))
-def test_a_grid_refuses_or_has_finite_nodes(low: list[float], high: list[float], shape: list[int]) -> None:
-    made = ours(lambda: bj.Grid.uniform(low, high, shape))
+@given(
+    low=st.lists(NUMBER, max_size=3),
+    high=st.lists(NUMBER, max_size=3),
+    shape=st.lists(COUNTS, max_size=3),
+    dtype=st.sampled_from([F64, torch.float32]),
+)
+def test_a_grid_refuses_or_has_finite_nodes(
+    low: list[float], high: list[float], shape: list[int], dtype: torch.dtype
+) -> None:
+    made = ours(lambda: bj.Grid.uniform(low, high, shape, dtype=dtype))
     if made is None:
         return
     assert made.shape == tuple(shape)
@@ -197,6 +204,26 @@ def told(flow: bj.Flow | None, t_end: float) -> None:
     assert bool(flow.outputs.isfinite().all())
     assert bool(flow.risks.isfinite().all())
     sane(flow.final)
+
+
+@given(radius=NUMBER, width=st.just(3.0) | POSITIVE, mass=st.just(1.0) | POSITIVE, scale=st.just(1.0) | POSITIVE)
+def test_lengths_whose_squares_are_no_numbers_are_refused(
+    radius: float, width: float, mass: float, scale: float
+) -> None:
+    way = bj.neurons.Projected()
+    circle = way.grid(24, 2)
+    even = ours(lambda: way.uniform(circle, radius=radius))
+    if even is not None:
+        sane(even, radius * radius)
+    W, a = torch.tensor([[0.6, 0.8]], dtype=F64) * scale, torch.ones(1, dtype=F64) * scale
+    made = ours(lambda: way.measure(circle, W, a, width=width))
+    if made is not None:
+        sane(made)
+    box = ours(lambda: bj.Grid.uniform([-scale] * 2, [scale] * 2, [9] * 2))
+    jko = None if box is None else ours(lambda: bj.JKO(RISK, box, 0.1, epsilon=None if width == 3.0 else width))
+    start = None if box is None else ours(lambda: bj.GridMeasure.gaussian(box, 0.0, 0.3 * scale, mass=mass))
+    if jko is not None and start is not None:
+        ours(lambda: jko.init(start))
 
 
 @given(

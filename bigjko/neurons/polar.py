@@ -125,7 +125,8 @@ class PolarCone(Neurons):
         norm = W.norm(dim=1)
         r = (norm * a.abs()).sqrt()
         held = [_shared(grid, W[kept] / norm[kept, None], r[kept], network.masses[kept]) for kept in (a > 0, a < 0)]
-        blur = gibbs(grid, (width * self.spacing(grid)) ** 2, self.cost)
+        std = width * self.spacing(grid)
+        blur = gibbs(grid, std * std, self.cost)  # inf where std**2 raises
         return GridMeasure(grid, spread(blur, torch.stack(held).log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
@@ -217,7 +218,8 @@ class PolarFlat(Neurons):
         if not bool((norm > 0).all()):
             raise MeasureError("received a neuron with w = 0, need a direction for each: leave it out")
         held = _shared(grid, W / norm[:, None], a * norm, network.masses)
-        blur = gibbs(grid, (width * self.spacing(grid)) ** 2, self.cost)
+        std = width * self.spacing(grid)
+        blur = gibbs(grid, std * std, self.cost)  # inf where std**2 raises
         return GridMeasure(grid, spread(blur, held.log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
