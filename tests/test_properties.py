@@ -212,6 +212,9 @@ def test_lengths_whose_squares_are_no_numbers_are_refused(
 ) -> None:
     way = bj.neurons.Projected()
     circle = way.grid(24, 2)
+    for polar in (bj.neurons.PolarCone(), bj.neurons.PolarFlat()):
+        made_of = ours(lambda polar=polar: polar.grid(12, 2, radius=radius))  # type: ignore[misc]
+        assert made_of is None or made_of.size < 2e8
     even = ours(lambda: way.uniform(circle, radius=radius))
     if even is not None:
         sane(even, radius * radius)

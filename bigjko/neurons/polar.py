@@ -169,6 +169,11 @@ class PolarFlat(Neurons):
     ) -> Grid:
         """`nodes` directions, and s in [-radius, radius] as close as they are."""
         around = _directions(nodes, dim, "PolarFlat").to(dtype=dtype, device=device)
+        if not 0 < 2 * radius / around.spacing < _MOST:
+            raise GridError(
+                f"received radius = {radius} for {nodes} directions, need a positive one below "
+                f"{_MOST * around.spacing / 2:.3g}, or the line has more than {_MOST:.0e} nodes: take a smaller one"
+            )
         line = math.ceil(2 * radius / around.spacing) + 1
         return Grid((around, Line.uniform(-radius, radius, line, dtype=dtype, device=device)))
 
@@ -233,6 +238,9 @@ class PolarFlat(Neurons):
         norm = measure.w.norm(dim=1, keepdim=True)
         direction = torch.where(norm > 0, measure.w / norm, 0.0)
         return {"all": (torch.cat([direction, measure.a[:, None] * norm], dim=1), measure.masses)}
+
+
+_MOST = 1e7  # nodes of a line that are allocated to learn what a grid would take
 
 
 def _directions(nodes: int, dim: int, way: str) -> Factor:
