@@ -312,11 +312,11 @@ BAD = [
     ("t_end = 0.2", "t_end = 0.2, save_at = [0.1]", r"in \[\[problems\]\] 1: received save_at = \[0.1\], need t_end"),
     ('"gd"', '"dg"', r"in \[ways.references 1\] of \[\[ways\]\] 1: received method = \"dg\", need"),
     ('"uniform"', '"gaussian"', "received kind = 'gaussian' for way = 'projected'"),
-    ("taus", 'problems = ["pear"]\ntaus', "received the problem 'pear' for the way 'circle', need one of pair"),
+    ("taus", 'problems = ["pear"]\ntaus', "received the problem 'pear' for the way 'circle', need one of 'pair'"),
     (
         "[[ways]]",
         "[[problems]]\n" + TINY.split("[[ways]]")[0].split("[[problems]]")[1] + "[[ways]]",
-        "named pair, pair",
+        "named 'pair', 'pair'",
     ),
     ('"orthogonal"', '"orthgonal"', r"in \[problems.data\] of \[\[problems\]\] 1: received the unknown data set"),
     ("taus", "jko = { epsilon = 0.1 }\ntaus", r"in the way 'circle' for the problem 'pair': .*need at least .25 h\^2"),

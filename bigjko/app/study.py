@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..compare import compare
-from ..evolve import evolve
+from ..evolve import countable, evolve
 from ..extrapolate import extrapolate
 from ..flow import Flow
 from ..jko import epsilon_of
@@ -81,6 +81,8 @@ def _refuse_early(study: Study, known: dict[str, Points]) -> None:
             with refusals(f"in the way '{way.name}' for the problem '{problem.name}'"):
                 here = place(problem, way.way, choice, way.start, known[problem.name])
                 jko_of(here, way.jko, way.taus[0])
+                for tau in (*way.taus, *(one.tau / 2 for one in way.references)):
+                    countable(tau, problem.time.t_end)
                 for reference in way.references:
                     stepper, start = _reference_of(here, reference, reference.tau)
                     stepper.init(start)

@@ -80,7 +80,7 @@ class ImplicitGradientDescent(ParticleStepper):
             B = prox.curvature(here.placed, masses)
             steepness = _curvature(risk.loss, here.u, y)
             # d/du of M theta+(grad g(u)) - u is -(B Hess g + 1).
-            newton = torch.linalg.solve(torch.eye(len(y)).to(B) + B * steepness, here.missed)
+            newton, _ = torch.linalg.solve_ex(torch.eye(len(y)).to(B) + B * steepness, here.missed)
             found, alpha = None, 1.0
             while alpha > _SHORTEST:
                 iterations += 1
