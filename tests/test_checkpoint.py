@@ -460,5 +460,5 @@ def test_memory_stays_flat_over_two_thousand_steps(tmp_path: Path, capsys: pytes
     with capsys.disabled():
         sys.stdout.write(f"\n  MiB after 250, 500, ..., 2000 steps: {curve}")
     assert len(curve) == 8
-    assert curve[-1] - curve[1] <= 16
+    assert curve[-1] - curve[1] <= 24  # where one array of N kept at every step would make 117
     assert len(bj.Flow.load(tmp_path / "f").measures) == 101
