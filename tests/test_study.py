@@ -270,12 +270,12 @@ def test_window_gap_sees_mass_that_outputs_do_not_tell() -> None:
             torch.stack([angle.cos(), angle.sin()], 1), torch.ones(len(angles), dtype=D)
         )
 
-    assert study.study.window_gap(way, at(0.0), at(0.0)) == 0
-    assert study.study.window_gap(way, at(0.0), at(turn)) == pytest.approx(1)
-    assert study.study.window_gap(way, at(0.0), at(turn / 4)) == pytest.approx(0.25)  # a small move is a small gap
-    assert study.study.window_gap(way, at(0.0, 0.0), at(0.0, 2.0)) == pytest.approx(0.5)
+    assert study.window_gap(way, at(0.0), at(0.0)) == 0
+    assert study.window_gap(way, at(0.0), at(turn)) == pytest.approx(1)
+    assert study.window_gap(way, at(0.0), at(turn / 4)) == pytest.approx(0.25)  # a small move is a small gap
+    assert study.window_gap(way, at(0.0, 0.0), at(0.0, 2.0)) == pytest.approx(0.5)
     flat = bj.ParticleMeasure.from_network(torch.ones(1, 3, dtype=D), torch.ones(1, dtype=D))
-    assert math.isnan(study.study.window_gap(way, flat, flat))
+    assert math.isnan(study.window_gap(way, flat, flat))
 
 
 def test_neurons_are_drawn_in_proportion_to_their_masses() -> None:
@@ -550,7 +550,7 @@ def test_a_table_of_gaps_says_what_could_not_be_trusted() -> None:
 
 
 def test_windows_see_mass_that_moved_and_not_where_nodes_lie() -> None:
-    """Half of the mass on another direction, or with another sign, is a half; a turn by a thousandth next to nothing."""
+    """Half of the mass on another direction, or of another sign, shows; a turn by a thousandth is next to nothing."""
     way = bj.neurons.Lifted()
     for d in (2, 3):
         W = torch.eye(d, dtype=torch.float64)[:2]

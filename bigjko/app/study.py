@@ -349,8 +349,8 @@ def _tolerance(choice: Reference, name: str) -> float | None:
 def window_gap(way: Neurons, one: GridMeasure | ParticleMeasure, two: GridMeasure | ParticleMeasure) -> float:
     """The largest difference of mass |w| |a| in a window of directions and a sign, over the second's whole mass.
 
-    In the plane and in space; NaN elsewhere. Windows are overlapping hats that sum to 1, 16 of them on a circle and 32 on
-    a sphere: mass on an edge is in its neighbours, too, and no node's place tells.
+    In the plane and in space; NaN elsewhere. Windows are overlapping hats that sum to 1, 16 of them on a circle and 32
+    on a sphere: mass on an edge is in its neighbours, too, and no node's place tells.
     """
     first, second = _windows(way, one), _windows(way, two)
     if first is None or second is None:
