@@ -274,8 +274,9 @@ def test_window_gap_sees_mass_that_outputs_do_not_tell() -> None:
     assert study.window_gap(way, at(0.0), at(turn)) == pytest.approx(1)
     assert study.window_gap(way, at(0.0), at(turn / 4)) == pytest.approx(0.25)  # a small move is a small gap
     assert study.window_gap(way, at(0.0, 0.0), at(0.0, 2.0)) == pytest.approx(0.5)
-    flat = bj.ParticleMeasure.from_network(torch.ones(1, 3, dtype=D), torch.ones(1, dtype=D))
-    assert math.isnan(study.window_gap(way, flat, flat))
+    for d in (1, 4):
+        other = bj.ParticleMeasure.from_network(torch.ones(1, d, dtype=D), torch.ones(1, dtype=D))
+        assert math.isnan(study.window_gap(way, other, other))
 
 
 def test_neurons_are_drawn_in_proportion_to_their_masses() -> None:
