@@ -1,4 +1,4 @@
-"""Every link inside the built site leads somewhere, anchors included. Asks no network: `python docs/links.py FOLDER`."""
+"""Every link inside the built site leads somewhere, anchors included; no network: `python docs/links.py FOLDER`."""
 
 import sys
 from html.parser import HTMLParser
