@@ -17,11 +17,13 @@ author = "the bigjko authors"
 version = release = bigjko.__version__
 project_copyright = author
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
 exclude_patterns = ["_build", "studies"]
+highlight_language = "none"
 nitpick_ignore_regex = [("py:.*", ".*")]  # links between pages are checked, types of torch and Python are no pages
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["dollarmath"]
+myst_dmath_allow_space = False
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # mathematics.md and verdict.md begin as they like
 
@@ -44,6 +46,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "bigjko"
 html_static_path = ["_static"]
@@ -69,6 +72,13 @@ def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
         lines[i] = "".join(parts)
 
 
+def types(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """What napoleon adds of an attribute's annotation: shapes such as *grid are no emphasis."""
+    for i, line in enumerate(lines):
+        if line.startswith(":vartype "):
+            lines[i] = re.sub(r"\b(jaxtyping|torch|bigjko\.stepper)\.", "", line).replace("*", r"\*")
+
+
 def signature(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, returns: str | None) -> Any:
     """`<factory>` is no Python, and Sphinx then gives up on the whole signature."""
     return (None if text is None else text.replace("<factory>", "..."), returns)
@@ -83,7 +93,8 @@ def gather(app: Any) -> None:
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx. Before napoleon reads a docstring, whose priority is 500."""
+    """Called by Sphinx. Napoleon reads a docstring at priority 500."""
     app.connect("autodoc-process-docstring", escape, priority=400)
+    app.connect("autodoc-process-docstring", types, priority=600)
     app.connect("autodoc-process-signature", signature)
     app.connect("builder-inited", gather)

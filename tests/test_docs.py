@@ -28,7 +28,8 @@ from bigjko import BoundaryMassWarning, NarrowMeasureWarning
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))]
-# A page that makes others' warnings says so in its text; each must really come.
+SLOW = {"README.md", "docs/extending.md", "docs/tour.md"}
+# Warnings that a page is meant to show; each must really come, and no other.
 WARNS: dict[str, list[type[Warning]]] = {
     "README.md": [NarrowMeasureWarning],
     "docs/faq.md": [BoundaryMassWarning, NarrowMeasureWarning],  # two of its answers are about what they say
@@ -84,7 +85,11 @@ def has_code(page: str) -> bool:
     return re.search(r"^\s*```(python|sh|toml)$", (ROOT / page).read_text("utf-8"), flags=re.M) is not None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if has_code(page)])
+def marked(page: str) -> Any:
+    return pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if has_code(page)])
 def test_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
@@ -104,5 +109,5 @@ def test_no_block_is_forgotten() -> None:
     for page in PAGES:
         for fence in re.findall(r"^\s*```(\S+)$", (ROOT / page).read_text("utf-8"), flags=re.M):
             languages.setdefault(fence, page)
-    known = {"python", "text", "toml", "sh", "{toctree}", "{eval-rst}", "{literalinclude}", "{math}"}
+    known = {"python", "text", "toml", "sh", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
     assert set(languages) <= known, languages
