@@ -73,7 +73,9 @@ def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
 
 
 def types(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """What napoleon adds of an attribute's annotation: shapes such as *grid are no emphasis."""
+    """What napoleon made of types: a shape such as *grid is no emphasis, and "h: the spacing" no type."""
+    if what == "property" and lines and lines[-1].startswith(":type: "):
+        lines[:] = [f"{lines[-1][len(':type: ') :]}: {lines[0]}", *lines[1:-1]]
     for i, line in enumerate(lines):
         if line.startswith(":vartype "):
             lines[i] = re.sub(r"\b(jaxtyping|torch|bigjko\.stepper)\.", "", line).replace("*", r"\*")

@@ -1,6 +1,6 @@
-"""The demo from Python: diabetes data, JKO and gradient descent from the same nodes, and what tau and the grid do to the gap.
+"""The demo from Python: JKO and gradient descent from the same nodes, and what tau and the grid do to their gap.
 
-scikit-learn's diabetes data, two principal components, the mean squared error. `diabetes.toml` is one such run with a page.
+scikit-learn's diabetes data, two principal components, the mean squared error. `diabetes.toml` is one such run.
 
     python examples/diabetes.py [nodes per axis: 40] [t_end: 1.0]
 """

@@ -45,7 +45,9 @@ def main(components: int = 2, directions: int = 256, t_end: float = 30.0) -> dic
     for name, run in (("JKO", flow), ("gradient descent", gd)):
         right = (risk.outputs(run.final, X_test) * y_test > 0).double().mean()
         found[name] = float(right)
-        print(f"{name:16}  loss {float(run.risks[0]):.3f} to {float(run.risks[-1]):.3f}, test accuracy {float(right):.1%}")
+        print(
+            f"{name:16}  loss {float(run.risks[0]):.3f} to {float(run.risks[-1]):.3f}, test accuracy {float(right):.1%}"
+        )
     print(f"outputs differ by at most {found['gap']:.2%} of their largest change")
     return found
 
