@@ -1,7 +1,7 @@
 """Tell a 3 from an 8: handwritten digits, the logistic loss, Projected on a circle, beside gradient descent.
 
-scikit-learn's digits and two of their principal components (three: a sphere, and minutes); half of the digits to learn from, half to be tested on. Prints
-the accuracies of JKO's measure and of gradient descent from the very same one.
+scikit-learn's digits and two of their principal components (three: a sphere, and minutes); half of the digits to learn
+from, half to be tested on. Prints the accuracies of JKO's measure and of gradient descent from the very same one.
 
     python examples/digits_3_vs_8.py [components: 2] [directions: 256] [t_end: 30]
 """

@@ -1,7 +1,7 @@
-"""bigjko as an engine inside a loop of your own: steps by hand, data that arrive while the flow runs, a stop of your own.
+"""bigjko as an engine inside a loop of your own: steps by hand, data that arrive on the way, a stop of your own.
 
 `evolve` is one such loop. A stepper is pure: `init` gives a state, `step` a measure, a state and numbers; nothing else
-changes. Here a network learns five points that come one at a time: every new datum makes a new risk and a new stepper, and
+changes. Here a network learns five points that come one at a time: every new datum makes a new risk and stepper, and
 the measure goes on from where it is. The loop ends each stage itself, once the risk is below 1e-3.
 
     python examples/engine.py
@@ -31,15 +31,16 @@ def main(nodes: int = 256, tau: float = 0.1, patience: int = 80) -> list[float]:
         risk = bj.Risk(X[:seen], y[:seen], neurons=way)
         stepper = bj.JKO(risk, grid, tau, epsilon=0.75 * grid.spacing**2)
         state = stepper.init(measure)
-        for count in range(1, patience + 1):
+        steps = 0
+        while steps < patience:
             step = stepper.step(measure, state, stepper.tau)
             if step.status is not bj.Status.ok:
                 raise RuntimeError(step.status.value)
-            measure, state, time = step.measure, step.state, time + step.dt
+            measure, state, time, steps = step.measure, step.state, time + step.dt, steps + 1
             if step.risk < ENOUGH:
                 break
         ends.append(float(step.risk))
-        print(f"t = {time:4.1f}: {seen} data, {count:2} steps, risk {ends[-1]:.1e}, mass {float(measure.mass):.2f}")
+        print(f"t = {time:4.1f}: {seen} data, {steps:2} steps, risk {ends[-1]:.1e}, mass {float(measure.mass):.2f}")
     neurons = way.particles(measure, drop=1e-6)  # back to a network of your own
     outputs = torch.relu(X @ neurons.w.T) @ (neurons.masses * neurons.a)
     print("outputs", [f"{u:.2f}" for u in outputs.tolist()], "for labels", [f"{label:.2f}" for label in LABELS])

@@ -1,7 +1,7 @@
 """JKO on a large grid: on CUDA where there is a device, else a smaller one on the CPU. Prints what this machine gave.
 
-Lifted, data in the plane: a cube of nodes over (w, a), in float32, held against gradient descent on particles that sit on
-the grid's own nodes, on the same device. Seconds and memory are of this run and this machine.
+Lifted, data in the plane: a cube of nodes over (w, a), in float32, held against gradient descent on particles that sit
+on the grid's own nodes, on the same device. Seconds and memory are of this run and this machine.
 
     python examples/gpu_large_grid.py [nodes per axis: 256 on CUDA, 64 on the CPU] [steps: 10]
 """

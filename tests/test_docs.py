@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
+from sybil.example import SybilFailure
 from sybil.parsers.markdown import CodeBlockParser
 
 from bigjko import BoundaryMassWarning, NarrowMeasureWarning
@@ -111,3 +112,14 @@ def test_no_block_is_forgotten() -> None:
             languages.setdefault(fence, page)
     known = {"python", "text", "toml", "sh", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
     assert set(languages) <= known, languages
+
+
+def test_a_page_that_prints_something_else_is_caught(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    blocks = [("python", "print(1.25)"), ("text", "1.2..."), ("python", "print(2)"), ("text", "3")]
+    page.write_text("\n\n".join(f"```{language}\n{code}\n```" for language, code in blocks))
+    *right, wrong = SYBIL.parse(page).examples()
+    for example in right:
+        example.evaluate()
+    with pytest.raises(SybilFailure, match="the page says"):
+        wrong.evaluate()
