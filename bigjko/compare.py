@@ -26,6 +26,7 @@ _BLUR = 0.05  # of the clouds' radius: a debiased Gaussian is then right to abou
 # Barycentres are Diracs: what is finer than their cells is seen as mass that jumps from one to the next, and a small
 # shift looks up to 40% too long. A blur of two cell radii hides it: 1.5% is left (Gaussians in 1 to 3 dimensions).
 _BLUR_OF_CELLS = 2.0
+_LARGEST = 1e150  # its square is a number
 _SPLIT = 0.25  # cells with this share of the largest spread or more are halved together: a dozen rounds in all
 _ATOM = 1e-20  # of the clouds' own spread: below it a cell is one point, up to rounding
 
@@ -139,7 +140,7 @@ def compare(
         ComparisonError: for flows on other data, a second flow that does not cover the first's times, measures that
             have no common coordinates, or a blur or max_points that cannot be used.
     """
-    if blur is not None and not (math.isfinite(blur) and blur > 0):
+    if blur is not None and not 1 / _LARGEST <= blur <= _LARGEST:
         raise ComparisonError(f"received blur = {blur}, need a positive finite length, or None for the clouds' own")
     if max_points < 2:
         raise ComparisonError(f"received max_points = {max_points}, need at least 2: 1000 is the default")
@@ -290,6 +291,11 @@ def _sinkhorn(one: Cloud, two: Cloud, blur: float) -> float:
     every = torch.cat([one[0], two[0]])
     if _equal(one, two) or bool((every == every[0]).all()):
         return 0.0  # spares the time, and GeomLoss a logarithm of a diameter of 0
+    if not float(every.abs().max()) <= _LARGEST:
+        raise ComparisonError(
+            f"received neurons as far out as {float(every.abs().max()):.3g}, need at most {_LARGEST:g} for a distance: "
+            "compare with transport=False"
+        )
     loss = SamplesLoss("sinkhorn", p=2, blur=blur, scaling=_SCALING, debias=True, backend="tensorized")
     with torch.no_grad():
         divergence = float(loss(one[1], one[0], two[1], two[0]))

@@ -63,6 +63,7 @@ def evolve(
     """
     save_at = [float(t) for t in save_at]  # arrays, tensors and generators alike
     targets = _targets(t_end, save_at)
+    countable(stepper.tau, t_end)
     if record < 1:
         raise StepError(f"received record = {record}, need at least 1")
     state = stepper.init(start)
@@ -127,6 +128,18 @@ def _targets(t_end: float, save_at: Sequence[float]) -> list[float]:
     if wrong:
         raise StepError(f"received save_at times {wrong}, need all within [0, {t_end}]")
     return sorted({*map(float, save_at), float(t_end)})
+
+
+def countable(tau: float, t_end: float) -> None:
+    """Raise StepError for more steps than would ever end: beyond 2^53 of them time would stand still, too."""
+    if t_end / tau > _STEPS:
+        raise StepError(
+            f"received t_end = {t_end:g} and tau = {tau:g}, which are {t_end / tau:.3g} steps, need at most "
+            f"{_STEPS:g}: take a larger tau"
+        )
+
+
+_STEPS = 1e9  # hours of the cheapest there are
 
 
 def _next(time: float, tau: float, targets: list[float]) -> float:

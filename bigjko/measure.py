@@ -14,6 +14,7 @@ from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
 from .errors import MeasureError
+from .memory import check as check_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +52,14 @@ class GridMeasure:
             density: maps coordinates (N, k) to values (N,), not negative; need not be normalised.
             mass: total mass.
         """
+        _room(grid, 4 + sum(f.nodes.shape[1] for f in grid.factors))
         values = density(grid.points())
         if values.shape != (grid.size,):
             raise MeasureError(
                 f"received density values of shape {tuple(values.shape)}, need ({grid.size},): one a node"
             )
+        if values.dtype != grid.dtype:
+            raise MeasureError(f"received density values in {values.dtype}, need the grid's {grid.dtype}: convert them")
         if not bool(((values >= 0) & torch.isfinite(values)).all()):
             raise MeasureError("received a density with negative, infinite or NaN values, need finite values >= 0")
         return cls._normalised(grid, values.log().reshape(grid.shape) + grid.log_weights, mass)
@@ -84,6 +88,7 @@ class GridMeasure:
         centre, spread = centre.expand(k), spread.expand(k)
         if not bool((spread > 0).all()) or not bool(torch.isfinite(centre).all() & torch.isfinite(spread).all()):
             raise MeasureError(f"received mean {mean} and std {std}, need finite numbers and std > 0")
+        _room(grid, 2)
         log_masses = empty(grid.shape, grid.dtype, grid.device).copy_(grid.log_weights)
         for axis, f in enumerate(grid.factors):
             log_masses -= grid.along(axis, ((f.nodes[:, 0] - centre[axis]) / spread[axis]) ** 2 / 2)
@@ -92,6 +97,7 @@ class GridMeasure:
     @classmethod
     def uniform(cls, grid: Grid, *, mass: float = 1.0) -> "GridMeasure":
         """Mass spread evenly over Theta: proportional to cell volume, alike on every sheet."""
+        _room(grid, 2)
         return cls._normalised(grid, grid.log_weights.clone(memory_format=torch.contiguous_format), mass)
 
     @classmethod
@@ -113,11 +119,11 @@ class GridMeasure:
             raise MeasureError("received a density without mass, need a positive value at one node at least")
         total = sum(float((x.double() - top).exp().sum()) for (x,) in parts(plain))
         if log_masses.requires_grad:
-            log_total = torch.logsumexp(log_masses.double().reshape(-1), 0)
-            return cls(grid, (log_masses.double() - log_total + math.log(mass)).to(grid.dtype))
-        shift = math.log(mass) - top - math.log(total)
-        for (x,) in parts(log_masses):
-            x.copy_(x.double() + shift)
+            raised = log_masses.double() - top
+            return cls(grid, (raised - torch.logsumexp(raised.reshape(-1), 0) + math.log(mass)).to(grid.dtype))
+        shift = math.log(mass) - math.log(total)
+        for (x,) in parts(log_masses):  # the top first: beside -1e30, the sum of a shift with it would be lost
+            x.copy_((x.double() - top) + shift)
         return cls(grid, log_masses)
 
     @classmethod
@@ -219,6 +225,8 @@ class ParticleMeasure:
                 f"received positions {tuple(self.positions.shape)} and masses {tuple(self.masses.shape)}, "
                 "need (m, d + 1) and (m,)"
             )
+        if not self.positions.is_floating_point():
+            raise MeasureError(f"received positions in {self.positions.dtype}, need floating point: convert them")
         if self.positions.dtype != self.masses.dtype or self.positions.device != self.masses.device:
             raise MeasureError(
                 f"received positions in {self.positions.dtype} on {self.positions.device} and masses in "
@@ -235,6 +243,8 @@ class ParticleMeasure:
         """The network (1/m) sum_i relu(w_i . x) a_i: every neuron has mass 1/m."""
         if W.ndim != 2 or a.shape != W.shape[:1] or not a.numel():
             raise MeasureError(f"received W {tuple(W.shape)} and a {tuple(a.shape)}, need (m, d) and (m,), m >= 1")
+        if not W.is_floating_point():
+            raise MeasureError(f"received W in {W.dtype}, need floating point: convert it")
         if W.dtype != a.dtype or W.device != a.device:
             raise MeasureError(f"received W in {W.dtype} on {W.device} and a in {a.dtype} on {a.device}, need the same")
         positions = torch.cat([W, a[:, None]], dim=1)
@@ -281,6 +291,11 @@ class ParticleMeasure:
 Measure = GridMeasure | ParticleMeasure
 
 
+def _room(grid: Grid, arrays: int) -> None:
+    """Raise MeasureError unless so many arrays of N fit into memory."""
+    check_memory(grid, lambda shape: 8 * arrays * math.prod(shape), "measures", error=MeasureError)
+
+
 def _range(values: Tensor) -> tuple[float, float]:
     """Lowest and highest, both NaN where one is: a pass without a temporary, five times faster than isfinite."""
     if not values.numel():
@@ -320,8 +335,12 @@ def deposit(
         raise GridError(
             f"received points in {points.dtype} on {points.device}, need the grid's {grid.dtype} on {grid.device}"
         )
-    if not (width > 0 and math.isfinite(width)):
-        raise GridError(f"received a width of {width} nodes, need a positive finite number: 3 by default")
+    if not 1 / _WIDEST <= width <= _WIDEST:  # beyond, squares of distances in widths overflow, or nodes fall together
+        raise GridError(
+            f"received a width of {width} nodes, need a positive number from {1 / _WIDEST:g} to {_WIDEST:g}: 3 is the "
+            "default"
+        )
+    _room(grid, 4)
     shared = torch.zeros(grid.size, dtype=torch.float64, device=grid.device)
     lower, upper = [], []  # per axis: (node, share)
     for k, f in enumerate(grid.factors):
@@ -341,6 +360,9 @@ def deposit(
     lines = [f if f.size == 1 else Line.at(f.nodes[:, 0] / (width * f.spacing)) for f in grid.factors]
     cells = tuple(Line(x.nodes, f.log_weights, f.edge, x.spacing) for x, f in zip(lines, grid.factors, strict=True))
     return GridMeasure(grid, spread(Separable(Grid(cells), 1.0), log_shared))
+
+
+_WIDEST = 1e6
 
 
 def between(line: Factor, t: Float[Tensor, " m"], axis: int) -> tuple[Tensor, Tensor, Float[Tensor, " m"]]:

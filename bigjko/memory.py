@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from bigjko_kernels import Grid, Sheets
+from bigjko_kernels import Grid, Line, Sheets
 
 from .errors import StepError
 
@@ -27,10 +27,21 @@ def available(device: torch.device) -> int:
     return max(0, free)
 
 
-def check(grid: Grid, need: Callable[[tuple[int, ...]], int], what: str, shape: tuple[int, ...] | None = None) -> None:
+def check(
+    grid: Grid,
+    need: Callable[[tuple[int, ...]], int],
+    what: str,
+    shape: tuple[int, ...] | None = None,
+    error: type[ValueError] = StepError,
+) -> None:
     """Raise StepError where `need`, in bytes for a shape, is more than there is, and name the shape that would fit.
 
-    The shape is the grid's own unless another is given, of a grid of the same factors that is not there yet.
+    Args:
+        grid: factors, dtype and device.
+        need: bytes for a shape.
+        what: takes them.
+        shape: the grid's own unless another is given, of a grid of the same factors that is not there yet.
+        error: to raise in its place.
     """
     shape = grid.shape if shape is None else shape
     needed, free = need(shape), available(grid.device)
@@ -43,7 +54,12 @@ def check(grid: Grid, need: Callable[[tuple[int, ...]], int], what: str, shape: 
             n if isinstance(f, Sheets) else max(1, int(n * share)) for n, f in zip(shape, grid.factors, strict=True)
         )
     advice = f"{' x '.join(map(str, fits))} nodes would fit" if need(fits) <= free else "no such grid would fit"
-    raise StepError(
+    lines = [n for n, f in zip(fits, grid.factors, strict=True) if isinstance(f, Line)]
+    if min(lines, default=_FEW) < _FEW:
+        advice += (
+            "; lines of so few nodes resolve no measure: take Projected, which has two dimensions fewer, or particles"
+        )
+    raise error(
         f"received a grid of {' x '.join(map(str, shape))} nodes in {str(grid.dtype).removeprefix('torch.')}, "
         f"whose {what} take {gib(needed)}, need at most the {gib(free)} that are free: {advice}"
     )
@@ -60,3 +76,4 @@ _CGROUPS = (
     (f"{_V1}limit_in_bytes", f"{_V1}usage_in_bytes", f"{_V1}stat", "total_inactive_file"),
 )
 _SMALLEST = 1e-9
+_FEW = 12  # nodes of a line

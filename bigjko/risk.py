@@ -80,6 +80,8 @@ class Risk:
 
     def outputs(self, measure: GridMeasure | ParticleMeasure, X: Float[Tensor, "k d"] | None = None) -> Tensor:
         """The network's outputs at X (k, d), by default at the data: (k,) in float64."""
+        if X is not None and X.ndim != 2:
+            raise RiskError(f"received X {tuple(X.shape)}, need (k, d): one row a point")
         nodes, p = _nodes_and_masses(measure)
         return self.neurons.features(nodes, self.X if X is None else X).outputs(p)
 

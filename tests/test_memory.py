@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,82 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(
     with capsys.disabled():
         print(f"\n  {shape} {dtype} n={n}: estimate {memory.gib(estimate)}, peak {memory.gib(peak)}", end="")  # noqa: T201
     assert abs(estimate - peak) <= 0.25 * peak
+
+
+# The same for particles.
+NEURONS = """
+import re, sys
+import torch, bigjko as bj
+torch.set_num_threads(1)
+torch.manual_seed(0)
+kind, m, n, d = getattr(bj, sys.argv[1]), *map(int, sys.argv[2:])
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+def step(m, n):
+    X, y = torch.randn(n, d).double(), torch.randn(n).double()
+    stepper = kind(bj.Risk(X, y, loss=bj.losses.Squared(scale=1 / n)), tau=0.02)
+    start = bj.ParticleMeasure.from_network(torch.randn(m, d).double(), torch.randn(m).double())
+    stepper.step(start, stepper.init(start), 0.02)
+    return stepper.memory_of(m, n, d)
+step(500, 20)
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+estimate = step(m, n)
+print(estimate, resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a peak is read from /proc")
+@pytest.mark.parametrize(
+    ("kind", "m", "n", "d"),
+    [
+        ("ImplicitGradientDescent", 20_000, 200, 2),
+        ("ImplicitGradientDescent", 20_000, 200, 10),
+        ("SlidingFlow", 20_000, 200, 2),
+        ("SlidingFlow", 40_000, 100, 5),
+        ("GradientFlow", 500_000, 20, 2),
+        ("GradientFlow", 200_000, 20, 10),
+    ],
+)
+def test_the_estimate_of_particles_is_within_a_quarter_of_the_peak(
+    kind: str, m: int, n: int, d: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", NEURONS, kind, str(m), str(n), str(d)], capture_output=True, text=True, check=True
+    )
+    estimate, peak = map(int, ran.stdout.split())
+    with capsys.disabled():
+        print(f"\n  {kind} m={m} n={n}: estimate {memory.gib(estimate)}, peak {memory.gib(peak)}", end="")  # noqa: T201
+    assert abs(estimate - peak) <= 0.25 * peak
+
+
+@pytest.mark.parametrize("kind", [bj.GradientDescent, bj.GradientFlow, bj.ImplicitGradientDescent, bj.SlidingFlow])
+def test_more_neurons_than_fit_are_refused(kind: type[bj.GradientDescent], monkeypatch: pytest.MonkeyPatch) -> None:
+    stepper = kind(bj.Risk(torch.ones(2, 2, dtype=F64), torch.ones(2, dtype=F64)), tau=0.1)
+    start = bj.ParticleMeasure.from_network(torch.ones(1000, 2, dtype=F64), torch.ones(1000, dtype=F64))
+    stepper.init(start)
+    monkeypatch.setattr("bigjko.particles.descent.available", lambda device: 50_000)
+    with pytest.raises(bj.StepError, match=r"received 1,000 neurons and 2 data, whose steps of .* take .* take fewer"):
+        stepper.init(start)
+
+
+def test_ten_dimensions_on_a_grid_are_refused_with_what_to_take() -> None:
+    way = bj.neurons.Lifted()
+    grid = way.grid(8, dim=10)
+    advice = "resolve no measure: take Projected, which has two dimensions fewer, or particles"
+    with pytest.raises(bj.StepError, match=advice):
+        bj.JKO(bj.Risk(torch.ones(3, 10, dtype=F64), torch.ones(3, dtype=F64)), grid, tau=0.1)
+    network = torch.ones(2, 10, dtype=F64), torch.ones(2, dtype=F64)
+    makers: tuple[Callable[[], bj.GridMeasure], ...] = (
+        lambda: bj.GridMeasure.gaussian(grid, 0.0, 0.5),
+        lambda: bj.GridMeasure.uniform(grid),
+        lambda: bj.GridMeasure.from_density(grid, lambda points: points[:, 0].exp()),
+        lambda: way.measure(grid, *network),
+    )
+    for make in makers:
+        with pytest.raises(bj.MeasureError, match=f"whose measures take .* {advice}"):
+            make()
 
 
 def jko(shape: tuple[int, ...], dtype: torch.dtype = F64) -> bj.JKO:

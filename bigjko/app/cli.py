@@ -1,5 +1,6 @@
 """The command `bigjko`."""
 
+import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -65,9 +66,12 @@ def app() -> "typer.Typer":
         need(library, "the bigjko command")
     import typer
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     from ..store import StoreError
     from .config import ConfigError, load
+    from .info import facts, lines
     from .prepare import out_of_memory
     from .run import INTERRUPTED, Stopped, execute, reload, terminated
     from .study import execute_study
@@ -145,6 +149,27 @@ def app() -> "typer.Typer":
             Console(stderr=True).print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
         _show(found)
 
+    @commands.command()
+    def info(
+        as_json: Annotated[
+            bool, typer.Option("--json", help="For machines: sizes in bytes, times in seconds.")
+        ] = False,
+        check: Annotated[bool, typer.Option("--check", help="Compile and run one formula and one kernel.")] = False,
+    ) -> None:
+        """Say what is found here: versions, devices, compiler, KeOps, caches, and what is in their way."""
+        found = facts(check)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            table = Table(box=None, show_header=False)
+            table.add_column(style="bold", no_wrap=True)
+            table.add_column(overflow="fold")
+            for name, how in lines(found):
+                table.add_row(name, Text(how))
+            Console().print(table)
+        if not all(one["ok"] for one in found.get("checks", [])):
+            raise typer.Exit(1)
+
     @commands.command(help=_STUDY)
     def study(
         file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
@@ -159,7 +184,8 @@ def app() -> "typer.Typer":
             asked = load_study(file)
             if device is not None:
                 asked = asked.model_copy(update={"device": device})
-            rows = execute_study(asked, folder, Console(stderr=True))
+            with terminated():
+                rows = execute_study(asked, folder, Console(stderr=True))
         except (ConfigError, ImportError) as refused:
             fail(refused)
         except OSError as refused:

@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -19,17 +20,32 @@ def sentence(error: ErrorDetails, root: Section) -> str:
     if error["type"] == "extra_forbidden":
         known = section.model_fields
         hint = meant(key, known) or _elsewhere(key, root) or ": leave it out"
-        return f"{where}: received the unknown key {key!r}, need one of {', '.join(known)}{hint}"
+        return f"{where}: received the unknown key {shown(key)}, need one of {', '.join(known)}{hint}"
     if error["type"] == "missing":
         return f"{where}: received no {key}, need {need}: add it"
-    shown = json.dumps(error["input"], ensure_ascii=False, default=str)
-    shown = shown if len(shown) <= _LONG else f"{shown[:_LONG]} ..."
-    return f"{where}: received {key} = {shown}, need {need}: correct it"
+    received = json.dumps(error["input"], ensure_ascii=False, default=str)
+    return f"{where}: received {key} = {_short(received)}, need {need}: correct it"
+
+
+def shown(value: object) -> str:
+    """A value of a file as errors quote it."""
+    return _short(repr(value))
+
+
+def several(values: Sequence[object]) -> str:
+    """Values of a file as errors list them."""
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return ", ".join(map(shown, values[:_SHOWN])) + more
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]} ..."
 
 
 def meant(word: str, known: Iterable[str]) -> str:
     """The nearest known word, as a question; nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    short = [name for name in islice(known, _MANY) if len(name) <= _LONG]
+    near = difflib.get_close_matches(word, short, n=1) if len(word) <= _LONG else []
     return f": did you mean {near[0]!r}?" if near else ""
 
 
@@ -87,4 +103,6 @@ def _elsewhere(key: str, root: Section) -> str:
     return f": it belongs {' or '.join(places)}" if places else ""
 
 
-_LONG = 60  # characters of a value that are quoted
+_LONG = 60  # characters of a value that are quoted, and of a name that is compared with others
+_SHOWN = 20  # values that are listed
+_MANY = 1000  # names that are compared: more would take seconds

@@ -1,7 +1,7 @@
 """An experiment as a TOML file: what may stand in it, and one clear sentence for what may not.
 
 dtype = "float64"            # at the top level, with device and weight_decay
-[data]                       # name, or X and y
+[data]                       # name, or file and target, or X and y
 [loss]                       # name, scale
 [time]                       # t_end, save_at
 [[runs]]                     # one or several: way, grid, start, jko, particles, and a time of their own
@@ -9,12 +9,13 @@ dtype = "float64"            # at the top level, with device and weight_decay
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from .complaint import meant
+from .complaint import meant, several, shown
 from .data import DATASETS
+from .files import digest, kind_of
 from .sections import ConfigError as ConfigError
 from .sections import Numbers, Positive, Section, read
 from .sections import dump as dump
@@ -22,48 +23,88 @@ from .ways import WAYS, GridChoice, Start
 
 
 def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"received name = {name!r}, need letters, digits, '-', '_' and '.': rename it")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST:
+        raise ValueError(
+            f"received name = {shown(name)}, need at most {_LONGEST} letters, digits, '-', '_' and '.': rename it"
+        )
+    if name.partition(".")[0].upper() in _RESERVED or name.endswith((".", ".json")):
+        raise ValueError(f"received name = {name!r}, which cannot be a folder's everywhere, need another: rename it")
     return name
 
 
 def _way(name: str) -> str:
     if name not in WAYS:
         raise ValueError(
-            f"received the unknown way {name!r}, need one of {', '.join(WAYS)}{meant(name, WAYS) or ': correct it'}"
+            f"received the unknown way {shown(name)}, need one of {', '.join(WAYS)}"
+            f"{meant(name, WAYS) or ': correct it'}"
         )
     return name
 
+
+_LONGEST = 100
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{k}" for port in ("COM", "LPT") for k in range(10))}  # on Windows
 
 Name = Annotated[str, AfterValidator(_name)]
 WayName = Annotated[str, AfterValidator(_way)]
 
 
 class Data(Section):
-    """A known data set, or rows and labels in the file itself."""
+    """A known data set, a file of data, or rows and labels in the file itself."""
 
     name: str | None = Field(default=None, description=f"one of the data sets {', '.join(sorted(DATASETS))}")
     X: list[Numbers] | None = Field(default=None, description="rows of finite numbers, one a data point")
     y: Numbers | None = Field(default=None, description="finite numbers, one a data point")
+    file: str | None = Field(default=None, description="the path of a .csv, .npz or .parquet file")
+    target: str | None = Field(default=None, description="the name of the column of labels, or of the array in .npz")
+    features: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="names of columns, one or more, or the name of the array in .npz"
+    )
+    sha256: str | None = Field(
+        default=None, validate_default=True, description="that of the file's bytes; where it is given they must agree"
+    )
     components: int | None = Field(default=None, ge=1, description="a whole number of principal components, at least 1")
     standardise: bool = Field(default=False, description="true or false: columns to mean 0 and standard deviation 1")
     standardise_labels: bool = Field(
         default=False, description="true or false: labels to mean 0 and standard deviation 1"
     )
 
+    @field_validator("file")
+    @classmethod
+    def _from_the_folder_of_the_file(cls, path: str | None, info: Any) -> str | None:
+        """Absolute, so that the configuration a run leaves names the same file."""
+        if path is None:
+            return None
+        if not path.isprintable() or not path.strip():
+            raise ValueError(f"received file = {shown(path)}, need a path: correct it")
+        kind_of(path)
+        return str(Path((info.context or {}).get("folder", "."), path).absolute())
+
+    @field_validator("sha256")
+    @classmethod
+    def _of_the_bytes(cls, expected: str | None, info: Any) -> str | None:
+        path = info.data.get("file")
+        return digest(path) if expected is None and path is not None else expected
+
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
+        rows = self.X is not None or self.y is not None
+        if (self.name is not None) + (self.file is not None) + rows > 1:
+            raise ValueError(
+                "received more than one of a data set's name, a file, and X or y, need one source: leave the others out"
+            )
+        if self.file is not None:
+            return self
+        if (self.target, self.features, self.sha256) != (None, None, None):
+            raise ValueError("received target, features or sha256 without a file, need none: leave them out")
         if self.name is not None:
-            if self.X is not None or self.y is not None:
-                raise ValueError("received both a data set's name and X or y, need one source: leave one out")
             if self.name not in DATASETS:
                 raise ValueError(
-                    f"received the unknown data set {self.name!r}, need one of {', '.join(sorted(DATASETS))}, "
-                    f"or X and y{meant(self.name, DATASETS) or ': correct the name'}"
+                    f"received the unknown data set {shown(self.name)}, need one of {', '.join(sorted(DATASETS))}, "
+                    f"a file, or X and y{meant(self.name, DATASETS) or ': correct the name'}"
                 )
             return self
         if not self.X or not self.y:
-            raise ValueError("received no data, need a name, or X and y with one point or more: add them")
+            raise ValueError("received no data, need a name, a file, or X and y with one point or more: add them")
         widths = sorted({len(row) for row in self.X})
         if len(widths) > 1 or widths[0] == 0:
             raise ValueError(f"received rows of X with {widths} entries, need as many in every row: complete them")
@@ -176,7 +217,7 @@ class Question(Section):
     """What a network is to learn, and for how long."""
 
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="a number, at least 0")
-    data: Data = Field(description="a table with name, or with X and y")
+    data: Data = Field(description="a table with name, with file and target, or with X and y")
     loss: LossChoice = Field(description="a table with name")
     time: Time = Field(description="a table with t_end")
 
@@ -191,15 +232,15 @@ class Experiment(Question):
     @model_validator(mode="after")
     def _fits(self) -> "Experiment":
         names = [run.name for run in self.runs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"received runs named {', '.join(names)}, need every name once: rename one")
+        if len({name.lower() for name in names}) < len(names):  # there are disks on which A and a are one folder
+            raise ValueError(f"received runs named {several(names)}, need every name once: rename one")
         for run in self.runs:
             time = self.time_of(run)
             beyond = [t for t in time.save_at if not 0 <= t <= time.t_end]
             if beyond:
                 raise ValueError(
-                    f"received save_at = {beyond} for the run '{run.name}', need times within [0, {time.t_end:g}]: "
-                    "leave them out, or give the run a time of its own"
+                    f"received save_at = {shown(beyond)} for the run '{run.name}', need times within "
+                    f"[0, {time.t_end:g}]: leave them out, or give the run a time of its own"
                 )
         return self
 

@@ -1,6 +1,6 @@
 """The data sets an experiment can name, and what may be done to them before the flows see them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ def prepared(
     components: int | None = None,
     standardise: bool = False,
     standardise_labels: bool = False,
+    names: Sequence[str] | None = None,
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
     """Principal components first, then columns and labels of mean 0 and standard deviation 1 (over n, not n - 1).
 
@@ -60,39 +61,48 @@ def prepared(
         components: principal components to keep; None keeps the columns as they are.
         standardise: the columns that are left.
         standardise_labels: y.
+        names: of the columns, for errors.
 
     Raises:
         RiskError: for more components than the data have, or a constant column or label that is to be standardised.
     """
+    names = [f"column {k + 1}" for k in range(X.shape[1])] if names is None else names
     if components is not None:
-        X = _principal(X, components)
+        X, names = _principal(X, components), [f"component {k + 1}" for k in range(components)]
     if standardise:
-        X = _standard(X, "columns")
+        X = _standard(X, names)
     if standardise_labels:
-        y = _standard(y[:, None], "labels")[:, 0]
+        y = _standard(y[:, None], ["labels"])[:, 0]
     return X, y
 
 
 def _principal(X: Tensor, components: int) -> Tensor:
+    """An axis has no sign of its own: scikit-learn makes its largest entry positive, on every machine."""
     most = min(X.shape)
     if not 1 <= components <= most:
         raise RiskError(f"received components = {components} for data {tuple(X.shape)}, need 1 to {most}: take fewer")
-    centred = X - X.mean(0)
-    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = axes[:components]
-    # An axis has no sign of its own: its largest entry is made positive, so that every machine sees the same data.
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    scores: Tensor = centred @ (axes * largest.sign()).T
-    return scores
+    _refuse_huge(X)
+    PCA = need("sklearn.decomposition", "principal components").PCA
+    return _tensor(PCA(components, svd_solver="full").fit_transform(X.numpy()))
 
 
-def _standard(columns: Tensor, what: str) -> Tensor:
+def _standard(columns: Tensor, names: Sequence[str]) -> Tensor:
+    _refuse_huge(columns)
     spread = columns.std(0, correction=0)
-    if not bool((spread > _CONSTANT * columns.abs().amax(0)).all()):
+    constant = ~(spread > _CONSTANT * columns.abs().amax(0))
+    if bool(constant.any()):
         raise RiskError(
-            f"received {what} of which one is constant, need a spread to divide by: switch standardising off"
+            f"received constant values in {names[int(constant.int().argmax())]!r}, need a spread to divide by: leave "
+            "them out, or switch standardising off"
         )
     return (columns - columns.mean(0)) / spread
+
+
+def _refuse_huge(values: Tensor) -> None:
+    """Where squares would overflow."""
+    largest = float(values.abs().max())
+    if largest > _HUGE:
+        raise RiskError(f"received values up to {largest:.3g}, need at most {_HUGE:g}: change their unit")
 
 
 def _tensor(values: object) -> Tensor:
@@ -100,3 +110,4 @@ def _tensor(values: object) -> Tensor:
 
 
 _CONSTANT = 1e-12  # a spread below this share of the largest value is rounding
+_HUGE = 1e150

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigjko_kernels import Grid, GridError, KernelError
 
 from ..errors import MeasureError, RiskError, StepError
+from ..evolve import countable
 from ..jko import JKO, Debiased, DualSolver, FirstOrder, Plain, SecondOrder, epsilon_of, step_memory
 from ..losses import Huber, Logistic, Loss, Squared
 from ..measure import GridMeasure, ParticleMeasure
@@ -21,8 +22,10 @@ from ..neurons.dynamics import Dynamics
 from ..particles import GradientDescent, GradientFlow, ImplicitGradientDescent, SlidingFlow
 from ..risk import Risk
 from ..stepper import Stepper
+from .complaint import shown
 from .config import ConfigError, Data, Experiment, LossChoice, MethodChoice, Question, Run, StepChoice, Time
 from .data import DATASETS, prepared
+from .files import read_file
 from .ways import WAYS, GridChoice, Start, grid_of, outline
 
 Points = tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]
@@ -61,13 +64,16 @@ def data(experiment: Experiment) -> Points:
 
 def points(choice: Data, dtype: str, device: str) -> Points:
     """X and y as the flows see them; see `data`."""
-    if choice.name is not None:
-        X, y = DATASETS[choice.name]()
-    else:
-        X, y = torch.tensor(choice.X, dtype=torch.float64), torch.tensor(choice.y, dtype=torch.float64)
+    names = None
     try:
-        X, y = prepared(X, y, choice.components, choice.standardise, choice.standardise_labels)
-    except RiskError as refused:
+        if choice.name is not None:
+            X, y = DATASETS[choice.name]()
+        elif choice.file is not None:
+            X, y, names = read_file(choice.file, choice.target, choice.features, choice.sha256)
+        else:
+            X, y = torch.tensor(choice.X, dtype=torch.float64), torch.tensor(choice.y, dtype=torch.float64)
+        X, y = prepared(X, y, choice.components, choice.standardise, choice.standardise_labels, names)
+    except (ConfigError, RiskError) as refused:
         raise ConfigError(f"in [data]: {refused}") from refused
     kind = {"dtype": getattr(torch, dtype), "device": _device(device)}
     return X.to(**kind), y.to(**kind)
@@ -75,12 +81,14 @@ def points(choice: Data, dtype: str, device: str) -> Points:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.empty(1, device=name).device  # cuda:0 rather than cuda, as tensors say
+        here = torch.zeros(1, device=name)
+        here.item()  # which meta, a device without numbers, cannot
+        return here.device  # cuda:0 rather than cuda, as tensors say
     except (RuntimeError, AssertionError, NotImplementedError) as missing:
-        here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-        reason = str(missing).splitlines()[0].rstrip(".")
+        known = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        reason = str(missing).splitlines()[0].rstrip(".")[:_LONG]
         raise ConfigError(
-            f"received device = '{name}', which cannot be used here ({reason}), need one of {', '.join(here)}: "
+            f"received device = {shown(name)}, which cannot be used here ({reason}), need one of {', '.join(known)}: "
             "choose it with --device"
         ) from missing
 
@@ -96,7 +104,10 @@ def build(experiment: Experiment, run: Run, X: Float[Tensor, "n d"], y: Float[Te
         jko = jko_of(here, run.jko, run.jko.tau)
         descent = METHODS[run.particles.method](here.risk, run.particles, run.particles.tau)
         particles = here.risk.neurons.particles(here.start, drop=run.particles.drop)
-        return Prepared(run, experiment.time_of(run), here.risk, jko, here.start, descent, particles)
+        time = experiment.time_of(run)
+        for stepper in (jko, descent):
+            countable(stepper.tau, time.t_end)
+        return Prepared(run, time, here.risk, jko, here.start, descent, particles)
 
 
 @contextlib.contextmanager
@@ -168,6 +179,9 @@ METHODS: dict[str, Callable[..., Stepper[ParticleMeasure, Any]]] = {
     "flow": _flow,
     "sliding": _sliding,
 }
+
+
+_LONG = 100  # characters of what torch says
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -282,6 +282,7 @@ def versions(device: str) -> dict[str, Any]:
         "numpy",
         "torchdiffeq",
         "scikit-learn",
+        "pyarrow",
         "xarray",
         "zarr",
         "matplotlib",

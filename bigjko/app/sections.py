@@ -39,15 +39,25 @@ def read(path: Path, kind: type[Whole]) -> Whole:
         raise ConfigError(f"received {path}, which cannot be read ({reason}), need a TOML file: check it") from None
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        _refuse_long(raw)
+    except (ValueError, RecursionError) as error:  # a plain ValueError for a number of thousands of digits
         raise ConfigError(f"received {path}, which is no TOML ({error}), need a TOML file: correct it there") from None
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:
         details = error.errors()
         # An unknown key is often why another is missing.
         first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
         raise ConfigError(f"{path}, {sentence(first, kind)}") from None
+
+
+def _refuse_long(value: Any) -> None:
+    """TOML's whole numbers have 64 bits, Python's any number of them."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_long(inner)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number has more than 64 bits")
 
 
 def dump(whole: Section) -> str:
@@ -68,7 +78,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML wants escaped, JSON not
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from .complaint import several, shown
 from .config import MethodChoice, Name, Question, StepChoice, WayName
 from .sections import Positive, Section, read
 from .ways import WAYS, GridChoice, Start
@@ -23,8 +24,8 @@ class Problem(Question):
     def _no_measures(self) -> "Problem":
         if self.time.save_at:
             raise ValueError(
-                f"received save_at = {self.time.save_at}, need t_end alone: a study looks at measures at t_end only; "
-                "leave it out"
+                f"received save_at = {shown(self.time.save_at)}, need t_end alone: a study looks at measures at "
+                "t_end only; leave it out"
             )
         return self
 
@@ -94,12 +95,12 @@ class Study(Section):
         known = [problem.name for problem in self.problems]
         for what, names in (("problems", known), ("ways", [way.name for way in self.ways])):
             if len(set(names)) < len(names):
-                raise ValueError(f"received {what} named {', '.join(names)}, need every name once: rename one")
+                raise ValueError(f"received {what} named {several(names)}, need every name once: rename one")
         for way in self.ways:
             unknown = [name for name in way.problems if name not in known]
             if unknown:
                 raise ValueError(
-                    f"received the problem {unknown[0]!r} for the way '{way.name}', need one of {', '.join(known)}: "
+                    f"received the problem {shown(unknown[0])} for the way '{way.name}', need one of {several(known)}: "
                     "correct the name, or add [[problems]]"
                 )
         return self

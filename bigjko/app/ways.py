@@ -17,6 +17,7 @@ from bigjko_kernels import Grid
 
 from ..errors import MeasureError
 from ..measure import GridMeasure
+from ..memory import available, gib
 from ..neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Scales, Signed, Split
 from .sections import Numbers, Positive, Section, given
 
@@ -122,6 +123,7 @@ def outline(way: Neurons, choice: GridChoice, X: Float[Tensor, "n d"]) -> tuple[
 
 
 _FEW = 1024
+_ROOM = 8  # copies of a network's neurons that depositing them takes
 
 
 # ----------------------------------------------------------------------------------------------------------- starts
@@ -185,6 +187,12 @@ def _balanced_network(way: Neurons, grid: Grid, choice: Start, dim: int) -> Grid
 
 def _drawn(grid: Grid, choice: Start, dim: int) -> Float[Tensor, "m k"]:
     assert choice.seed is not None
+    needed, free = _ROOM * 8 * (dim + 1) * (choice.neurons or 0), available(grid.device)
+    if needed > free:
+        raise MeasureError(
+            f"received {choice.neurons} neurons for the start, which take {gib(needed)}, need at most the {gib(free)} "
+            "that are free: take fewer"
+        )
     generator = torch.Generator().manual_seed(choice.seed)
     return torch.randn(choice.neurons or 0, dim + 1, generator=generator, dtype=torch.float64).to(grid.device)
 

@@ -32,18 +32,23 @@ def newton_move(
     """argmax over v of gradient.v - v.H v/2, with z + v in the closed box where the answer may lie on its walls.
 
     A Newton move that is cut off at the walls need not lead upwards; the maximum within them does. By the primal-dual
-    active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, a move along the gradient.
+    active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, or H be singular, a move
+    along the gradient.
     """
     low, high = loss.dual_box(y)
     if loss.steep or not bool((torch.isfinite(low) | torch.isfinite(high)).any()):
-        newton: Tensor = torch.linalg.solve(H, gradient)
-        return newton
+        newton, singular = torch.linalg.solve_ex(H, gradient)
+        return gradient / H.abs().sum(1).max() if bool(singular) else newton
     low, high, n = low - z, high - z, len(z)
+    move: Tensor
     below = above = torch.zeros(n, dtype=torch.bool, device=z.device)
     for _ in range(_TURNS + n):
         fixed = below | above
         rows = torch.where(fixed[:, None], torch.eye(n, dtype=H.dtype, device=H.device), H)
-        move: Tensor = torch.linalg.solve(rows, torch.where(below, low, torch.where(above, high, gradient)))
+        sides = torch.where(below, low, torch.where(above, high, gradient))
+        move, singular = torch.linalg.solve_ex(rows, sides)
+        if bool(singular):
+            break
         push = gradient - H @ move  # of the walls: outwards where a coordinate leans on one
         new = (move < low) | (below & (push < 0)), (move > high) | (above & (push > 0))
         if torch.equal(new[0], below) and torch.equal(new[1], above):

@@ -122,4 +122,4 @@ _NEARLY = 1e-9  # from here, or from 32 ulp (float32), a descent that stops fall
 
 def epsilon_of(nodes2: float, h: float, cost: Cost) -> float:
     """The temperature at which the kernel has a variance of nodes2 h^2 per axis."""
-    return nodes2 * cost.curvature * h**2
+    return nodes2 * cost.curvature * h * h  # not h**2, which raises where this is inf

@@ -125,7 +125,8 @@ class PolarCone(Neurons):
         norm = W.norm(dim=1)
         r = (norm * a.abs()).sqrt()
         held = [_shared(grid, W[kept] / norm[kept, None], r[kept], network.masses[kept]) for kept in (a > 0, a < 0)]
-        blur = gibbs(grid, (width * self.spacing(grid)) ** 2, self.cost)
+        std = width * self.spacing(grid)
+        blur = gibbs(grid, std * std, self.cost)  # inf where std**2 raises
         return GridMeasure(grid, spread(blur, torch.stack(held).log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
@@ -168,6 +169,11 @@ class PolarFlat(Neurons):
     ) -> Grid:
         """`nodes` directions, and s in [-radius, radius] as close as they are."""
         around = _directions(nodes, dim, "PolarFlat").to(dtype=dtype, device=device)
+        if not 0 < 2 * radius / around.spacing < _MOST:
+            raise GridError(
+                f"received radius = {radius} for {nodes} directions, need a positive one below "
+                f"{_MOST * around.spacing / 2:.3g}, or the line has more than {_MOST:.0e} nodes: take a smaller one"
+            )
         line = math.ceil(2 * radius / around.spacing) + 1
         return Grid((around, Line.uniform(-radius, radius, line, dtype=dtype, device=device)))
 
@@ -217,7 +223,8 @@ class PolarFlat(Neurons):
         if not bool((norm > 0).all()):
             raise MeasureError("received a neuron with w = 0, need a direction for each: leave it out")
         held = _shared(grid, W / norm[:, None], a * norm, network.masses)
-        blur = gibbs(grid, (width * self.spacing(grid)) ** 2, self.cost)
+        std = width * self.spacing(grid)
+        blur = gibbs(grid, std * std, self.cost)  # inf where std**2 raises
         return GridMeasure(grid, spread(blur, held.log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
@@ -231,6 +238,9 @@ class PolarFlat(Neurons):
         norm = measure.w.norm(dim=1, keepdim=True)
         direction = torch.where(norm > 0, measure.w / norm, 0.0)
         return {"all": (torch.cat([direction, measure.a[:, None] * norm], dim=1), measure.masses)}
+
+
+_MOST = 1e7  # nodes of a line that are allocated to learn what a grid would take
 
 
 def _directions(nodes: int, dim: int, way: str) -> Factor:

@@ -146,7 +146,8 @@ class Projected(Neurons):
         held = torch.stack(sheets).reshape(grid.shape)
         if not bool((held > 0).any()):
             raise MeasureError("received a network whose neurons are all zero, need one with a direction")
-        blur = gibbs(grid, (width * grid.spacing) ** 2, SquaredArc())
+        std = width * grid.spacing
+        blur = gibbs(grid, std * std, SquaredArc())
         return GridMeasure(grid, spread(blur, held.log().to(grid.dtype)))
 
     def particles(self, measure: GridMeasure, *, drop: float = 1e-12) -> ParticleMeasure:
@@ -174,7 +175,7 @@ class Projected(Neurons):
         """
         if not (math.isfinite(radius) and radius > 0):
             raise MeasureError(f"received a radius of {radius}, need a positive finite number")
-        return GridMeasure.uniform(grid, mass=radius**2)
+        return GridMeasure.uniform(grid, mass=radius * radius)  # inf where radius**2 raises
 
     def to_dict(self) -> dict[str, Any]:
         """See Neurons."""

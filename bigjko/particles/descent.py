@@ -10,6 +10,7 @@ from torch import Tensor
 from ..energy import Composite
 from ..errors import MeasureError, StepError
 from ..measure import ParticleMeasure
+from ..memory import available, gib
 from ..neurons.dynamics import Dynamics
 from ..risk import Risk
 from ..status import Status
@@ -56,14 +57,26 @@ class ParticleStepper(Stepper[ParticleMeasure, ParticleState]):
         """The dynamics asked for, or those of the way."""
         return self.energy.neurons.dynamics if self.dynamics is None else self.dynamics
 
+    def memory_of(self, m: int, n: int, d: int) -> int:
+        """Bytes that a step needs for m neurons and n data in R^d."""
+        return 32 * m * (d + 1)
+
     def init(self, measure: ParticleMeasure) -> ParticleState:
-        """The outputs at the start."""
+        """The outputs at the start; refuses more neurons than there is memory for."""
         if not isinstance(measure, ParticleMeasure):
             raise StepError(
                 f"received a {type(measure).__name__}, need a ParticleMeasure: use neurons.particles(measure)"
             )
         if not isinstance(self.energy, Risk):
             raise StepError(f"received a {type(self.energy).__name__}, need a Risk: particles are neurons; use JKO")
+        m, (n, d) = len(measure.masses), self.energy.X.shape
+        needed, free = self.memory_of(m, n, d), available(measure.masses.device)
+        if needed > free:
+            raise StepError(
+                f"received {m:,} neurons and {n:,} data, whose steps of {self.name} take {gib(needed)}, need at most "
+                f"the {gib(free)} that are free: take fewer neurons (drop= of neurons.particles), or GradientDescent, "
+                "which needs least"
+            )
         return ParticleState(self.energy.on(measure).outputs(measure.masses))
 
     def step(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Step[ParticleMeasure, ParticleState]:

@@ -60,6 +60,10 @@ class ImplicitGradientDescent(ParticleStepper):
                 "use GradientDescent"
             )
 
+    def memory_of(self, m: int, n: int, d: int) -> int:
+        """See ParticleStepper; measured."""
+        return 8 * m * (12 * n + 96 * (d + 1))
+
     @torch.no_grad()
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         risk, y = self.energy, self.energy.y.double()
@@ -76,7 +80,7 @@ class ImplicitGradientDescent(ParticleStepper):
             B = prox.curvature(here.placed, masses)
             steepness = _curvature(risk.loss, here.u, y)
             # d/du of M theta+(grad g(u)) - u is -(B Hess g + 1).
-            newton = torch.linalg.solve(torch.eye(len(y)).to(B) + B * steepness, here.missed)
+            newton, _ = torch.linalg.solve_ex(torch.eye(len(y)).to(B) + B * steepness, here.missed)
             found, alpha = None, 1.0
             while alpha > _SHORTEST:
                 iterations += 1

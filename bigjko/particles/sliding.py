@@ -43,6 +43,10 @@ class SlidingFlow(ParticleStepper):
                 f"received neurons that move by {self.moving!r}, need Free() for SlidingFlow: use GradientFlow"
             )
 
+    def memory_of(self, m: int, n: int, d: int) -> int:
+        """See ParticleStepper; measured."""
+        return 8 * m * 30 * n
+
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         risk = self.energy
         z = risk.loss.gradient(state.outputs, risk.y.double())

@@ -26,31 +26,55 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), platform.processor(), *known])
 
 
-def build(source: Path, march: str) -> Path:
-    """The shared library of a source and the headers beside it, from the cache or compiled into it.
+def cache() -> Path:
+    """Where compiled libraries are kept: $BIGJKO_CACHE_FOLDER, or ~/.cache/bigjko.
+
+    Raises:
+        RuntimeError: where there is no home folder.
+    """
+    named = os.environ.get("BIGJKO_CACHE_FOLDER")
+    return Path(named) if named else Path.home() / ".cache" / "bigjko"
+
+
+def command() -> str:
+    """The compiler: $CXX, or g++."""
+    return os.environ.get("CXX", "g++")
+
+
+def library(source: Path, march: str = "native", folder: Path | None = None) -> Path:
+    """Where the shared library of a source and the headers beside it lies, or will lie: in the cache by default."""
+    text = source.read_text()
+    headers = (source.with_name(name).read_text() for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE))
+    parts = (text, *headers, command(), *_FLAGS, march, _cpu())
+    return (folder or cache()) / f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+
+
+def build(source: Path, march: str = "native", folder: Path | None = None) -> Path:
+    """The shared library of a source, from the cache (or another folder) or compiled into it.
 
     Raises:
         OSError: where there is no compiler, or it fails.
     """
-    named = os.environ.get("BIGJKO_CACHE_FOLDER")
-    folder = Path(named) if named else Path.home() / ".cache" / "bigjko"
-    compiler = os.environ.get("CXX", "g++")
-    text = source.read_text()
-    headers = (source.with_name(name).read_text() for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE))
-    parts = (text, *headers, compiler, *_FLAGS, march, _cpu())
-    library = folder / f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        if shutil.which(compiler) is None:
-            raise OSError(f"there is no compiler {compiler}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved in whole: two processes may build at once
-            built = Path(scratch) / library.name
-            command = [compiler, *_FLAGS, f"-march={march}", str(source), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    there = library(source, march, folder)
+    if not there.exists():
+        if shutil.which(command()) is None:
+            raise OSError(f"there is no compiler {command()}")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=there.parent
+        ) as scratch:  # moved in whole: two processes may build at once
+            built = Path(scratch) / there.name
+            line = [command(), *_FLAGS, f"-march={march}", str(source), "-o", str(built)]
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise OSError(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")
-            built.replace(library)
-    return library
+                raise OSError(f"{' '.join(line)} failed: {done.stderr.strip()[:500]}")
+            built.replace(there)
+    return there
+
+
+def sources() -> list[Path]:
+    """Every source that is compiled on first use."""
+    return sorted(_FOLDER.glob("*.cpp"))
 
 
 @functools.cache

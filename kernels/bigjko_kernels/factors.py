@@ -78,6 +78,12 @@ class Line(Factor):
         """Equally spaced nodes from low to high; both ends are nodes."""
         if nodes < 1 or not (math.isfinite(low) and math.isfinite(high)) or (nodes > 1 and not low < high):
             raise GridError(f"received an axis from {low} to {high} with {nodes} nodes, need low < high and nodes >= 1")
+        most = _LONGEST[dtype.itemsize == 4]
+        if max(abs(low), abs(high)) > most or (nodes > 1 and (high - low) / (nodes - 1) < 1 / most):
+            raise GridError(
+                f"received an axis from {low} to {high} with {nodes} nodes in {dtype}, need coordinates up to {most:g} "
+                f"and nodes {1 / most:g} apart, so that squares of lengths are numbers: change the unit"
+            )
         x = torch.linspace(low, high, nodes, dtype=torch.float64)
         line = cls.at(x)
         # Cells are equal by construction; rounding of linspace must not make them differ.
@@ -203,6 +209,7 @@ class Sphere(Factor):
         ).to(device=device, dtype=dtype)  # type: ignore[return-value]
 
 
+_LONGEST = (1e150, 1e18)  # the second in float32
 _PSI = 1.533751168755204288118041  # the root of psi^4 = psi + 4, as sqrt 2 chosen by search (Alexa 2022)
 
 

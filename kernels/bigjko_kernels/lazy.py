@@ -7,7 +7,7 @@ from .costs import Cost, geodesic
 from .factors import Sheets
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
-from .keops import LazyTensor, block_sparse, fitting_threads
+from .keops import LazyTensor, block_sparse, fitting_threads, lazy_tensor, memory_told
 from .series import Series
 from .tiles import Pairs, Tiles
 
@@ -85,11 +85,11 @@ class _Sheet:
         """The log-sum-exp over these pairs of tiles, by a series for each term or by the cost's own formula."""
         if pairs.count == 0:
             return torch.full_like(b, LOG_ZERO)
-        x, y = LazyTensor(self.points[:, None, :]), LazyTensor(self.points[None, :, :])
-        b_k = LazyTensor(b.clamp(min=_KEOPS_ZERO)[None, :, None])
+        x, y = lazy_tensor(self.points[:, None, :]), lazy_tensor(self.points[None, :, :])
+        b_k = lazy_tensor(b.clamp(min=_KEOPS_ZERO)[None, :, None])
         cost = self.cost(x, y) if series is None else self._by_series(x, y, series)
         ranges = block_sparse(pairs.outputs, pairs.inputs)
-        with fitting_threads(pairs.outputs):
+        with fitting_threads(pairs.outputs), memory_told(b.device):
             out: Tensor = (b_k - cost / self.epsilon).logsumexp(dim=1, ranges=ranges).reshape(-1)
         return out.masked_fill(out < _KEOPS_ZERO / 2, LOG_ZERO)
 
@@ -99,7 +99,7 @@ class _Sheet:
             part = (slice(None), slice(None), slice(start, start + term.width))
             s = ((x[part] - y[part]) ** 2).sum(-1)
             u = s - one.middle
-            a = LazyTensor(one.coefficients.to(self.points.device)[None, None, :])  # not numbers: each is a formula
+            a = lazy_tensor(one.coefficients.to(self.points.device)[None, None, :])  # not numbers: each is a formula
             powers = a.elem(len(one.coefficients) - 1)
             for k in range(len(one.coefficients) - 2, -1, -1):
                 powers = powers * u + a.elem(k)

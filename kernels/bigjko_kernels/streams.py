@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import GridError
-from .keops import LazyTensor
+from .keops import LazyTensor, lazy_tensor, memory_told
 
 _TILE = 1 << 17  # entries of one tile of directions x data: 1 MiB in float64 stays in cache (6 times faster at 10^6)
 _PART = 1 << 14  # neurons that descend together: what they move by stays in cache
@@ -132,20 +132,23 @@ class Keops(Stream):
     """The same sums by KeOps: O(N + n) memory."""
 
     def _act(self) -> tuple[LazyTensor, LazyTensor]:
-        w, x = LazyTensor(self.directions[:, None].contiguous()), LazyTensor(self.X[None].contiguous())
+        w, x = lazy_tensor(self.directions[:, None].contiguous()), lazy_tensor(self.X[None].contiguous())
         return (w * x).sum(-1), x
 
     def outputs(self, weights: Tensor) -> Tensor:
         """See Stream."""
         act, _ = self._act()
-        scaled = act.relu() * LazyTensor(weights.to(self.X.dtype)[:, None, None].contiguous())
-        out: Tensor = scaled.sum(dim=0, dtype_acc="float64").reshape(-1)
+        scaled = act.relu() * lazy_tensor(weights.to(self.X.dtype)[:, None, None].contiguous())
+        with memory_told(self.X.device):
+            out: Tensor = scaled.sum(dim=0, dtype_acc="float64").reshape(-1)
         return out.double()
 
     def potential(self, z: Tensor) -> Tensor:
         """See Stream."""
         act, _ = self._act()
-        out: Tensor = (act.relu() * LazyTensor(z[None, :, None].contiguous())).sum(dim=1).reshape(-1)
+        scaled = act.relu() * lazy_tensor(z[None, :, None].contiguous())
+        with memory_told(self.X.device):
+            out: Tensor = scaled.sum(dim=1).reshape(-1)
         return out
 
     def slopes(self, z: Tensor) -> Tensor:
@@ -153,5 +156,7 @@ class Keops(Stream):
         act, x = self._act()
         # KeOps' step is 1 at 0; relu'(0) = 0 asks for 1 - step(-act).
         gate = 1 - (-act).step()
-        out: Tensor = (gate * LazyTensor(z[None, :, None].contiguous()) * x).sum(dim=1)
+        scaled = gate * lazy_tensor(z[None, :, None].contiguous()) * x
+        with memory_told(self.X.device):
+            out: Tensor = scaled.sum(dim=1)
         return out
