@@ -123,3 +123,13 @@ def test_a_page_that_prints_something_else_is_caught(tmp_path: Path) -> None:
         example.evaluate()
     with pytest.raises(SybilFailure, match="the page says"):
         wrong.evaluate()
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<a href="b.html#here">1</a><a href="b.html#there">2</a><img src="c.png">')
+    (tmp_path / "b.html").write_text('<p id="here"><a href="https://example.org">asks no network</a></p>')
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "links.py", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["a.html: b.html#there", "a.html: c.png"]
