@@ -14,6 +14,7 @@ from .neurons.base import Neurons
 from .status import Status
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import xarray
 
 
@@ -76,6 +77,35 @@ class Flow:
         from .store.zarr import load
 
         return load(path)
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """Risk, the outputs that change the most, and what the steps say of themselves, over time."""
+        from .show.plots import plot_flow
+
+        return plot_flow(self)
+
+    def animate(
+        self,
+        path: str | Path,
+        other: "Flow | None" = None,
+        *,
+        X: Float[Tensor, "n d"] | None = None,
+        fps: float = 5.0,
+    ) -> None:
+        """Write the saved measures as a moving picture, one frame a measure, 100 at most.
+
+        Args:
+            path: of the file: .gif, or .mp4 where ffmpeg is installed.
+            other: a reference, drawn beside the flow at times at which both kept a measure.
+            X: data whose kinks w . x = 0 are drawn on directions, where they are few.
+            fps: frames a second.
+
+        Raises:
+            StepError: for fewer than two measures, no common time, another ending, or .mp4 without ffmpeg.
+        """
+        from .show.pictures import animate
+
+        animate(self, path, other, X=X, fps=fps)
 
     def __repr__(self) -> str:
         return (

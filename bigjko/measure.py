@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,11 @@ from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
 from .errors import MeasureError
 from .memory import check as check_memory
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+    from .neurons.base import Neurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +206,22 @@ class GridMeasure:
         positions, masses = heavy_nodes(self, drop)
         return ParticleMeasure(positions, masses)
 
+    def plot(
+        self, neurons: "Neurons | None" = None, X: Float[Tensor, "n d"] | None = None
+    ) -> "matplotlib.figure.Figure":
+        """Densities: a curve for every coordinate and a map for every pair, or a map of the sphere, sheet by sheet.
+
+        Args:
+            neurons: the way the measure is seen by, which a grid does not know: by default the first that takes its factors.
+            X: data whose kinks w . x = 0 are drawn on directions, where they are few.
+
+        Raises:
+            MeasureError: for a grid that is not the way's, or that of none.
+        """
+        from .show.pictures import plot_measure
+
+        return plot_measure(self, neurons, X)
+
     def __repr__(self) -> str:
         return f"GridMeasure(mass={float(self.mass):.6g}, width={float(self.width):.3g} nodes, {self.grid!r})"
 
@@ -282,6 +304,19 @@ class ParticleMeasure:
         return ParticleMeasure(
             self.positions.to(device=device, dtype=dtype), self.masses.to(device=device, dtype=dtype)
         )
+
+    def plot(
+        self, neurons: "Neurons | None" = None, X: Float[Tensor, "n d"] | None = None
+    ) -> "matplotlib.figure.Figure":
+        """Densities: a curve for every coordinate and a map for every pair, or a map of the sphere, sheet by sheet.
+
+        Args:
+            neurons: the way the measure is seen by, Lifted by default.
+            X: data whose kinks w . x = 0 are drawn on directions, where they are few.
+        """
+        from .show.pictures import plot_measure
+
+        return plot_measure(self, neurons, X)
 
     def __repr__(self) -> str:
         m, k = self.positions.shape
