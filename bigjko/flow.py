@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.html import curve, table
+
 from .errors import StepError
 from .measure import GridMeasure, ParticleMeasure
 from .neurons.base import Neurons
@@ -112,3 +114,24 @@ class Flow:
             f"Flow({self.name}, {self.status.name}, t = 0 to {float(self.times[-1]):.4g} in {len(self.times) - 1} "
             f"records, risk {float(self.risks[0]):.4g} -> {float(self.risks[-1]):.4g})"
         )
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [
+            ("way", "none" if self.neurons is None else repr(self.neurons)),
+            ("status", self.status.name if self.status is Status.ok else f"{self.status.name}: {self.status.value}"),
+            ("times", f"0 to {float(self.times[-1]):.4g} in {len(self.times) - 1:,} records"),
+            ("risk", f"{float(self.risks[0]):.4g} → {float(self.risks[-1]):.4g}"),
+            ("mass", f"{float(self.masses[0]):.6g} → {float(self.masses[-1]):.6g}"),
+            ("outputs", f"{self.outputs.shape[1]:,} of the network"),
+            ("measures kept", f"{len(self.measures)}"),
+        ]
+        about = {"boundary_mass": "largest share at the edge", "evaluations": "evaluations a step"}
+        for name, label in about.items():
+            known = self.stats[name][self.stats[name].isfinite()] if name in self.stats else ()
+            if len(known):
+                shown = float(known.max()) if name == "boundary_mass" else float(known.mean())
+                rows.append((label, f"{shown:.3g}"))
+        for name, value in self.attributes.items():
+            if isinstance(value, str | int | float):
+                rows.append((name, f"{value:.4g}" if isinstance(value, float) else value))
+        return table(f"Flow: {self.name}", rows, curve(self.times.tolist(), self.risks.tolist(), "risk"))

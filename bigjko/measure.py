@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable
+from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
@@ -212,7 +213,7 @@ class GridMeasure:
         """Densities: a curve for every coordinate and a map for every pair, or a map of the sphere, sheet by sheet.
 
         Args:
-            neurons: the way the measure is seen by, which a grid does not know: by default the first that takes its factors.
+            neurons: the way the measure is seen by, by default the first that takes the grid.
             X: data whose kinks w . x = 0 are drawn on directions, where they are few.
 
         Raises:
@@ -224,6 +225,12 @@ class GridMeasure:
 
     def __repr__(self) -> str:
         return f"GridMeasure(mass={float(self.mass):.6g}, width={float(self.width):.3g} nodes, {self.grid!r})"
+
+    def _repr_html_(self) -> str:
+        boxed = any(bool(f.edge.any()) for f in self.grid.factors)
+        rows = [("mass", f"{float(self.mass):.6g}"), ("narrowest feature", f"{float(self.width):.3g} nodes")]
+        edge = [("share at the edge of the box", f"{float(self.boundary_mass):.3g}")] if boxed else []
+        return table("GridMeasure", [*rows, *edge, *self.grid.facts()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +328,16 @@ class ParticleMeasure:
     def __repr__(self) -> str:
         m, k = self.positions.shape
         return f"ParticleMeasure({m:,} neurons in R^{k}, mass={float(self.mass):.6g}, {self.positions.dtype})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("neurons (w, a)", f"{len(self.positions):,} in R^{self.positions.shape[1]}"),
+            ("mass", f"{float(self.mass):.6g}"),
+            ("largest |w|", f"{float(self.w.norm(dim=1).max()):.4g}"),
+            ("a", f"{float(self.a.min()):.4g} to {float(self.a.max()):.4g}"),
+            ("numbers", f"{str(self.positions.dtype).removeprefix('torch.')} on {self.positions.device}"),
+        ]
+        return table("ParticleMeasure", rows)
 
 
 Measure = GridMeasure | ParticleMeasure

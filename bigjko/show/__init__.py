@@ -7,3 +7,4 @@ from .plots import plot_comparison as plot_comparison
 from .plots import plot_flow as plot_flow
 from .plots import plot_flows as plot_flows
 from .progress import Bars as Bars
+from .progress import JsonLog as JsonLog

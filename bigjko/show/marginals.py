@@ -14,7 +14,7 @@ from bigjko_kernels import Circle, Factor, Grid, Line, Sphere
 
 from ..measure import GridMeasure, Measure, ParticleMeasure
 from ..neurons.base import Neurons
-from .panels import DOTTED, Block, Cloud, Panel, heat, line, numbers, where
+from .panels import BOTH, DOTTED, SHARED, Block, Cloud, Panel, heat, line, numbers, where
 from .sphere import sphere_blocks
 
 Pair = tuple[GridMeasure, Measure | None]  # of the grid and of particles at one time; None where those kept none
@@ -80,13 +80,10 @@ def measure_blocks(
             if len(key) == 2
             for panel in _maps([axes[k] for k in key], [windows[k] for k in key], by_key[key], names)
         ]
-        about = f"Mass per unit of the axis; nodes and particles are shared among the same cells.{note}" + (
-            DOTTED if kinks else ""
-        )
+        about = f"Mass per unit of the axis.{SHARED}{note}{DOTTED if kinks else ''}"
         blocks.append(Block(f"Marginals{where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
         if maps:
-            about = "Mass per unit of area; both flows on one scale, which follows the time."
-            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", about, maps))
+            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", f"Mass per unit of area.{BOTH}", maps))
     if len(axes) > 1 or len(held) == 1:
         return blocks
     panels = [

@@ -14,7 +14,7 @@ from ..risk import Risk
 from ..status import Status
 from .marginals import Pair, measure_blocks
 from .network import network_blocks
-from .panels import Block, Panel, few, line, numbers
+from .panels import Block, Panel, few, line
 from .plots import most_changed, names
 from .steps import RECORDS, TIME, over_time, step_panels
 

@@ -15,7 +15,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), "-.", ":")
 FIRST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.6}
 SECOND: dict[str, Any] = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.35}
 GREY = "#555555"
-_DENSITY = "YlGnBu"  # from white on, dark where there is most: read without colour
+_DENSITY = "Blues"  # from white on, dark where there is most: read without colour
 _RANGE = 30.0  # where the tops of a curve differ by more over time, its axis is logarithmic
 _DECADES = 1e-4  # of the smallest top: where such an axis ends
 _SYMBOLS = {"a": "$a$  (second layer)", "r": "$r$  (|w| = |a|)", "s": "$s$  (a |w|)"}
@@ -135,6 +135,8 @@ def _axes(ax: Any, panel: Panel) -> None:
         ax.set_aspect("equal")
     for mark in panel.layout.get("shapes", []):
         ax.axvline(mark["x0"], color=GREY, linewidth=0.8, linestyle=":")
+    if ax.get_ylabel() == "mass per unit":
+        ax.set_ylabel(f"mass per unit of {_symbols(panel.layout['xaxis']['title'], short=True)}")
     if panel.title:
         ax.set_title(_symbols(panel.title, short=True), loc="left", fontsize=10)
 
@@ -154,7 +156,7 @@ def _heights(ax: Any, panel: Panel) -> None:
 
 def _symbols(text: str, short: bool = False) -> str:
     """Names of coordinates as symbols; on an axis with what they are."""
+    if text in _SYMBOLS:
+        return _SYMBOLS[text].partition("  ")[0] if short else _SYMBOLS[text]
     layer = "" if short else "  (first layer)"
-    if not short and text in _SYMBOLS:
-        return _SYMBOLS[text]
     return re.sub(r"\bw(\d+)\b", lambda found: f"$w_{{{found[1]}}}${layer}", text)

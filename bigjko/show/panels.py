@@ -12,6 +12,8 @@ Trace = dict[str, Any]
 Cloud = tuple[int, int, str, Tensor, Tensor]  # time, flow, sheet, points (m, k) and masses (m,)
 
 DOTTED = " Dotted: the kinks w · x = 0 of the data."
+SHARED = " Nodes and particles are shared among the same cells."
+BOTH = " Both flows on one scale, which follows the time."
 
 STEPS = 1000  # page.html knows it too: in which a map counts its density, up to the largest: half the bytes of decimals
 

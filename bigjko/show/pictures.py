@@ -4,6 +4,7 @@ import contextlib
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from ..measure import GridMeasure, Measure
 from ..neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, Scales, Signed
 from ..optional import need
 from .marginals import AnyPair, measure_blocks
-from .paint import GREY, drawn, legend, paint, style
-from .panels import Block, few
+from .paint import GREY, drawn, paint, style
+from .panels import BOTH, SHARED, Block, Panel, few
 from .plots import names
 
 if TYPE_CHECKING:
@@ -163,25 +164,27 @@ def _figure(
     way: Neurons, dim: int, X: Float[Tensor, "n d"] | None, pairs: list[AnyPair], known: tuple[str, str]
 ) -> "tuple[matplotlib.figure.Figure, Callable[[int], None]]":
     """All charts, and what moves them to a time."""
-    grids = isinstance(pairs[-1][0], GridMeasure)
-    directions = None if grids else _directions(way, dim, [one for one, _ in pairs])
+    directions = None if isinstance(pairs[-1][0], GridMeasure) else _directions(way, dim, [one for one, _ in pairs])
+    lone = all(second is None for _, second in pairs)
     blocks = measure_blocks(way, torch.zeros(0, dim) if X is None else X, pairs, known, directions)
-    rows = [row for block in blocks for row in _rows(block)]
+    rows = [[_alone(panel) if lone else panel for panel in row] for block in blocks for row in _rows(block)]
     columns = max(map(len, rows))
-    notes = [textwrap.fill(text, 44 * columns) for text in dict.fromkeys(block.about for block in blocks)]
-    size = (max(4.0 * columns, 6.0), 3.1 * len(rows) + 0.2 * sum(note.count("\n") + 1 for note in notes))
+    abouts = dict.fromkeys(
+        block.about.replace(SHARED, "").replace(BOTH, "") if lone else block.about for block in blocks
+    )
+    notes = [textwrap.fill(text, 44 * columns) for text in abouts]
+    size = (max(4.0 * columns, 6.0), 3.1 * len(rows) + 0.2 * sum(note.count("\n") + 1 for note in notes) + 0.3)
     figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure(size, layout="constrained")
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    moves, labelled = [], False
-    for part, row in zip(parts, rows, strict=True):
-        for ax, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+    moves, handles = [], []
+    for k, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            ax = figure.add_subplot(len(rows), columns, k * columns + j + 1)
             if all(trace["type"] != "heatmap" for trace in panel.data):
                 style(ax)
             moves.append(paint(ax, panel))
-            if not labelled and len(ax.get_legend_handles_labels()[0]) > 1:
-                ax.set_title("")
-                legend(ax, 2)
-                labelled = True
+            handles = handles or ax.get_legend_handles_labels()[0]
+    if not lone and handles:
+        figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=9, handlelength=2.6)
     figure.supxlabel("\n".join(notes), fontsize=8, color=GREY)
 
     def show(time: int) -> None:
@@ -191,7 +194,16 @@ def _figure(
     return figure, show
 
 
-def _rows(block: Block) -> list[list[Any]]:
+def _alone(panel: Panel) -> Panel:
+    """Of one measure: a whole line, and no name of a flow."""
+    data = [
+        trace | {"line": {"width": 1.6, "dash": "solid"}} if str(trace["meta"]).startswith("c") else trace
+        for trace in panel.data
+    ]
+    return replace(panel, title=panel.title.removeprefix(": "), data=data)
+
+
+def _rows(block: Block) -> list[list[Panel]]:
     """Maps of the first flow above those of the second, curves beside one another."""
     if any(trace["type"] == "heatmap" for panel in block.panels for trace in panel.data):
         both = [block.panels[0::2], block.panels[1::2]]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NAMES = {"jko": "JKO", "gd": "gradient descent", "flow": "gradient flow"}
 _TRACE = 1e-12  # share of the mass that is drawn at least: the tails of a Gaussian start reach far below
+_MASS = "total mass  ($r^2$)"
 _DPI = 150
 _KEPT = 1e-6  # mass that changes by less, as a share, is drawn nowhere
 
@@ -62,7 +63,7 @@ def plot_flow(flow: Flow) -> "matplotlib.figure.Figure":
     for ax, panel in zip(axes[2:], panels, strict=True):
         paint(ax, replace(panel, title=""))
         unit = str(panel.layout["yaxis"]["title"]).replace(" (", ", ").rstrip(")")
-        ax.set_ylabel(f"{panel.title[0].lower()}{panel.title[1:]}  ({unit})")
+        ax.set_ylabel(f"{panel.title[0].lower()}{panel.title[1:]}  ({unit})" if panel.title != "Mass" else _MASS)
         _until(ax, flow)
         if len(panel.data) > 1:
             legend(ax, 2)
@@ -141,7 +142,7 @@ def _mass(ax: Any, flow: Flow) -> None:
         ax.set_ylabel("boundary mass  (share)")
     else:
         ax.plot(flow.times, flow.masses, color=COLOURS[0], linewidth=1.6, label="mass of the measure")
-        ax.set_ylabel("total mass  ($r^2$)")
+        ax.set_ylabel(_MASS)
     ax.set_yscale("log")
     _until(ax, flow)
     legend(ax, 2)
