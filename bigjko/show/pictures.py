@@ -42,6 +42,8 @@ _DIMENSIONS = range(1, 33)  # of data, that are tried
 _CIRCLE, _SPHERE = 180, 1000  # nodes among which particles on directions are shared
 _FRAMES = 100  # of an animation at most
 _DPI = 100
+_WIDE = 3  # charts in a row at most
+_LETTERS = 13  # of a note in an inch
 _SAME_TIME = 1e-9
 
 
@@ -86,7 +88,7 @@ def animate(
     known = names(flow, other) if other is not None else names(flow, flow)
     figure, show = _figure(way, dim, X, pairs, known)
     title = figure.suptitle(_time(times[-1]), fontsize=12)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")  # where everything is from now on: nothing jumps
     with writer.saving(figure, str(path), _DPI):
         for k, t in enumerate(times):
@@ -167,13 +169,16 @@ def _figure(
     directions = None if isinstance(pairs[-1][0], GridMeasure) else _directions(way, dim, [one for one, _ in pairs])
     lone = all(second is None for _, second in pairs)
     blocks = measure_blocks(way, torch.zeros(0, dim) if X is None else X, pairs, known, directions)
-    rows = [[_alone(panel) if lone else panel for panel in row] for block in blocks for row in _rows(block)]
+    rows = _packed([row for block in blocks for row in _rows(block)])
+    if lone:
+        rows = [[_alone(panel) for panel in row] for row in rows]
     columns = max(map(len, rows))
+    width = max(4.0 * columns, 6.0)
     abouts = dict.fromkeys(
         block.about.replace(SHARED, "").replace(BOTH, "") if lone else block.about for block in blocks
     )
-    notes = [textwrap.fill(text, 44 * columns) for text in abouts]
-    size = (max(4.0 * columns, 6.0), 3.1 * len(rows) + 0.2 * sum(note.count("\n") + 1 for note in notes) + 0.3)
+    notes = [textwrap.fill(text, int(_LETTERS * width)) for text in abouts]
+    size = (width, 3.1 * len(rows) + 0.2 * sum(note.count("\n") + 1 for note in notes) + 0.3)
     figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure(size, layout="constrained")
     moves, handles = [], []
     for k, row in enumerate(rows):
@@ -204,10 +209,28 @@ def _alone(panel: Panel) -> Panel:
 
 
 def _rows(block: Block) -> list[list[Panel]]:
-    """Maps of the first flow above those of the second, curves beside one another."""
-    if any(trace["type"] == "heatmap" for panel in block.panels for trace in panel.data):
-        both = [block.panels[0::2], block.panels[1::2]]
-        return [row for row in ([panel for panel in row if drawn(panel)] for row in both) if row]
-    shown = [panel for panel in block.panels if drawn(panel)]
-    wide = 3 if len(shown) != 4 else 2
-    return [shown[k : k + wide] for k in range(0, len(shown), wide)]
+    """Maps of the first flow above those of the second, or beside it where it is one; curves beside one another."""
+    _, comma, sheet = block.title.partition(", sheet")
+    named = [
+        panel if sheet in panel.title else replace(panel, title=f"{panel.title}{comma}{sheet}")
+        for panel in block.panels
+    ]
+    maps = any(trace["type"] == "heatmap" for panel in named for trace in panel.data)
+    rows = [named[0::2], named[1::2]] if maps and len(named) > 2 else [named]
+    found = []
+    for row in rows:
+        shown = [panel for panel in row if drawn(panel)]
+        wide = 2 if len(shown) == 4 else _WIDE
+        found += [shown[k : k + wide] for k in range(0, len(shown), wide)]
+    return found
+
+
+def _packed(rows: list[list[Panel]]) -> list[list[Panel]]:
+    """Short rows that follow one another in one."""
+    found: list[list[Panel]] = []
+    for row in rows:
+        if found and len(found[-1]) + len(row) <= _WIDE:
+            found[-1] += row
+        else:
+            found.append([*row])
+    return found
