@@ -127,7 +127,8 @@ class Flow:
         ]
         about = {"boundary_mass": "largest share at the edge", "evaluations": "evaluations a step"}
         for name, label in about.items():
-            known = self.stats[name][self.stats[name].isfinite()] if name in self.stats else ()
+            known = self.stats.get(name, self.times[:0])
+            known = known[known.isfinite()]
             if len(known):
                 shown = float(known.max()) if name == "boundary_mass" else float(known.mean())
                 rows.append((label, f"{shown:.3g}"))

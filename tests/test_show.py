@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,13 @@ def test_a_grid_of_no_way_is_refused() -> None:
         lifted.plot(X=torch.zeros(2, 7).double())
 
 
-def test_an_animation_has_a_frame_for_every_measure(flows: tuple[bj.Flow, bj.Flow], tmp_path: Path) -> None:
-    jko, gd = flows
+def test_an_animation_has_a_frame_for_every_measure(tmp_path: Path) -> None:
+    jko, gd = grown([], save_at=[0.0, 0.2, 0.4]), grown([], save_at=[0.0, 0.1, 0.2, 0.4])
     before = "matplotlib.pyplot" in sys.modules
     jko.animate(tmp_path / "both.gif", gd, X=torch.eye(2).double())
-    gd.animate(tmp_path / "gd.GIF", fps=2)
+    gd.animate(tmp_path / "one.GIF", fps=2.0)
     assert ("matplotlib.pyplot" in sys.modules) == before
-    for name, frames in (("both.gif", 3), ("gd.GIF", 4)):
+    for name, frames in (("both.gif", 3), ("one.GIF", 4)):
         with Image.open(tmp_path / name) as picture:
             assert picture.n_frames == frames  # type: ignore[attr-defined]
 
@@ -170,8 +171,8 @@ def test_an_animation_that_cannot_be_made_is_refused(
         jko.animate(tmp_path / "a.gif", apart)
     with pytest.raises(bj.StepError, match=r"received 'a.png' for an animation, need a name that ends in .gif or .mp4"):
         jko.animate(tmp_path / "a.png")
-    with pytest.raises(bj.StepError, match="received fps = 0, need a positive number"):
-        jko.animate(tmp_path / "a.gif", fps=0)
+    with pytest.raises(bj.StepError, match="received fps = 0.0, need a positive number"):
+        jko.animate(tmp_path / "a.gif", fps=0.0)
     monkeypatch.setattr("matplotlib.animation.FFMpegWriter.isAvailable", lambda: False)
     with pytest.raises(bj.StepError, match="without ffmpeg, need it for .mp4: install ffmpeg, or take .gif"):
         jko.animate(tmp_path / "a.mp4")
@@ -234,13 +235,18 @@ def test_a_bar_is_quiet_where_nobody_watches() -> None:
     assert said.getvalue() == ""
 
 
-def grown(callbacks: list[Any], progress: Any = None) -> bj.Flow:
+def grown(callbacks: list[Any], progress: Any = None, save_at: Sequence[float] = ()) -> bj.Flow:
     """A short flow whose mass grows."""
     way = bj.neurons.Projected()
     risk = bj.Risk(torch.eye(2).double(), torch.tensor([1.0, -1.0]).double(), way)
     grid = way.grid(24, 2)
     return bj.evolve(
-        bj.JKO(risk, grid, tau=0.1), way.uniform(grid, radius=0.3), 0.4, callbacks=callbacks, progress=progress
+        bj.JKO(risk, grid, tau=0.1),
+        way.uniform(grid, radius=0.3),
+        0.4,
+        callbacks=callbacks,
+        progress=progress,
+        save_at=save_at,
     )
 
 
@@ -265,7 +271,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_log_holds_every_step_as_json(tmp_path: Path) -> None:
     reference = grown([])
     for _ in range(2):  # a file is appended to
-        with JsonLog(tmp_path / "log.jsonl", pause=0) as log, log.flow("jko", 0.4, reference=reference) as heard:
+        with JsonLog(tmp_path / "log.jsonl", pause=0.0) as log, log.flow("jko", 0.4, reference=reference) as heard:
             flow = grown([heard])
             found = lines((tmp_path / "log.jsonl").read_text("utf-8"))  # flushed as it goes
     start, *steps, end = lines((tmp_path / "log.jsonl").read_text("utf-8"))[len(found) - 5 :]
@@ -303,6 +309,6 @@ def test_a_log_that_cannot_be_written_stops_no_flow() -> None:
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")
 
-    log = JsonLog(Full(), pause=0)
+    log = JsonLog(Full(), pause=0.0)
     with log.flow("jko", 0.4) as heard:
         assert grown([heard]).status is bj.Status.ok

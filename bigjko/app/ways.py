@@ -236,7 +236,7 @@ _CUBE = (("nodes", "radius"),)
 _BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
 
 _WIDE: dict[str, Any] = {"kind": "gaussian", "mean": 0.0, "std": 0.8}
-_RING: dict[str, Any] = {"kind": "shell", "mean": 0.8, "std": 0.2}
+_RING: dict[str, Any] = {"kind": "shell", "mean": 0.8, "std": 0.25}
 _NEURONS: dict[str, Any] = {"kind": "network", "neurons": 500, "seed": 0, "std": 0.8}
 
 WAYS: dict[str, Way] = {
@@ -252,10 +252,10 @@ WAYS: dict[str, Way] = {
         Pairs,
         _CUBE,
         {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL},
-        ({"nodes": 20, "radius": 4.0}, _WIDE | {"std": 1.0}),
+        ({"nodes": 16, "radius": 3.5}, _WIDE | {"std": 0.9}),
     ),
-    "scales": Way(Scales, _CUBE, {"network": _NORMAL}, ({"nodes": 24, "radius": 4.0}, _NEURONS)),
-    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}, ({"nodes": 64, "radius": 2.5}, _RING)),
+    "scales": Way(Scales, _CUBE, {"network": _NORMAL}, ({"nodes": 24, "radius": 4.0}, _NEURONS | {"std": 0.5})),
+    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}, ({"nodes": 96, "radius": 2.5}, _RING)),
     "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}, ({"nodes": 64, "radius": 4.0}, _RING)),
     "projected": Way(
         Projected,

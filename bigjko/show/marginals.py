@@ -14,7 +14,7 @@ from bigjko_kernels import Circle, Factor, Grid, Line, Sphere
 
 from ..measure import GridMeasure, Measure, ParticleMeasure
 from ..neurons.base import Neurons
-from .panels import BOTH, DOTTED, SHARED, Block, Cloud, Panel, heat, line, numbers, where
+from .panels import AREA, AXIS, BOTH, DOTTED, SHARED, Block, Cloud, Panel, heat, line, numbers, where
 from .sphere import sphere_blocks
 
 Pair = tuple[GridMeasure, Measure | None]  # of the grid and of particles at one time; None where those kept none
@@ -80,10 +80,10 @@ def measure_blocks(
             if len(key) == 2
             for panel in _maps([axes[k] for k in key], [windows[k] for k in key], by_key[key], names)
         ]
-        about = f"Mass per unit of the axis.{SHARED}{note}{DOTTED if kinks else ''}"
+        about = f"{AXIS}{SHARED}{note}{DOTTED if kinks else ''}"
         blocks.append(Block(f"Marginals{where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
         if maps:
-            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", f"Mass per unit of area.{BOTH}", maps))
+            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", f"{AREA}{BOTH}", maps))
     if len(axes) > 1 or len(held) == 1:
         return blocks
     panels = [

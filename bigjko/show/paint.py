@@ -16,6 +16,7 @@ FIRST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.6}
 SECOND: dict[str, Any] = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.35}
 GREY = "#555555"
 _DENSITY = "Blues"  # from white on, dark where there is most: read without colour
+_BAR = 0.55  # of the height, beside a map that is twice as wide as high
 _RANGE = 30.0  # where the tops of a curve differ by more over time, its axis is logarithmic
 _DECADES = 1e-4  # of the smallest top: where such an axis ends
 _SYMBOLS = {"a": "$a$  (second layer)", "r": "$r$  (|w| = |a|)", "s": "$s$  (a |w|)"}
@@ -47,7 +48,7 @@ def paint(ax: Any, panel: Panel) -> Callable[[int], None]:
     for k, trace in enumerate(panel.data):
         frames = [frame[k] for frame in panel.frames if k < len(frame)]
         if trace["type"] == "heatmap":
-            moves.append(_map(ax, trace, frames))
+            moves.append(_map(ax, trace, frames, _BAR if "visible" in panel.layout.get("xaxis", {}) else 1.0))
         elif frames or "y" in trace:
             moves.append(_curve(ax, trace, frames))
     _axes(ax, panel)
@@ -99,13 +100,13 @@ def _curve(ax: Any, trace: Trace, frames: list[Trace]) -> Callable[[int], None]:
     return lambda time: drawn.set_ydata(_array(every[time]))
 
 
-def _map(ax: Any, trace: Trace, frames: list[Trace]) -> Callable[[int], None]:
+def _map(ax: Any, trace: Trace, frames: list[Trace], shrink: float) -> Callable[[int], None]:
     """A density, whose scale follows the time."""
     x, y = _array(trace["x"]), _array(trace["y"])
     tops = [frame["zmax"] for frame in frames]
     rows = [np.ma.masked_invalid(_array(frame["z"]) * (frame["zmax"] / STEPS)) for frame in frames]
     mesh = ax.pcolormesh(x, y, rows[-1], shading="nearest", cmap=_DENSITY, vmin=0, vmax=tops[-1] or 1, rasterized=True)
-    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.05, pad=0.02, aspect=18)
+    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.05, pad=0.02, aspect=18 * shrink, shrink=shrink)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("mass per unit of area", fontsize=8)
@@ -159,4 +160,5 @@ def _symbols(text: str, short: bool = False) -> str:
     if text in _SYMBOLS:
         return _SYMBOLS[text].partition("  ")[0] if short else _SYMBOLS[text]
     layer = "" if short else "  (first layer)"
+    text = re.sub(r"(?<=[ ,])([ars])(?=$|,)", r"$\1$", text)
     return re.sub(r"\bw(\d+)\b", lambda found: f"$w_{{{found[1]}}}${layer}", text)

@@ -21,7 +21,7 @@ from ..neurons import Lifted, Neurons, Pairs, PolarCone, PolarFlat, Projected, S
 from ..optional import need
 from .marginals import AnyPair, measure_blocks
 from .paint import GREY, drawn, paint, style
-from .panels import BOTH, SHARED, Block, Panel, few
+from .panels import AREA, AXIS, BOTH, KINKS, SHARED, Block, Panel, few
 from .plots import names
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ _WAYS: tuple[Callable[[], Neurons], ...] = (
     Pairs,
 )
 _DIMENSIONS = range(1, 33)  # of data, that are tried
-_CIRCLE, _SPHERE = 180, 1000  # nodes among which particles on directions are shared
+_FEWEST, _MOST, _SPHERE = 36, 180, 1000  # nodes of a circle, and of a sphere, among which particles are shared
 _FRAMES = 100  # of an animation at most
 _DPI = 100
 _WIDE = 3  # charts in a row at most
-_LETTERS = 13  # of a note in an inch
+_LETTERS = 14  # of a note in an inch
+_WHOLE = KINKS.replace(" ", "\N{NO-BREAK SPACE}")
 _SAME_TIME = 1e-9
 
 
@@ -147,7 +148,9 @@ def _way(measure: Measure, neurons: Neurons | None, X: Float[Tensor, "n d"] | No
 def _directions(way: Neurons, dim: int, measures: Sequence[Measure]) -> Grid | None:
     """The nodes among which particles are shared, where the way looks at directions."""
     reach = max(float(cloud[0][:, -1].abs().max()) for one in measures for cloud in _held(way, one))
-    for nodes, kind in ((_CIRCLE, Circle), (_SPHERE, Sphere)):
+    count = max(len(one.masses) for one in measures)
+    around = min(max(_FEWEST, round(2 * count ** (1 / 3))), _MOST)  # Rice's rule: finer cells show single particles
+    for nodes, kind in ((around, Circle), (_SPHERE, Sphere)):
         with contextlib.suppress(GridError):
             grid = way.grid(nodes, dim, radius=reach or 1.0)
             if any(isinstance(f, kind) for f in grid.factors):
@@ -174,13 +177,12 @@ def _figure(
         rows = [[_alone(panel) for panel in row] for row in rows]
     columns = max(map(len, rows))
     width = max(4.0 * columns, 6.0)
-    abouts = dict.fromkeys(
-        block.about.replace(SHARED, "").replace(BOTH, "") if lone else block.about for block in blocks
-    )
-    notes = [textwrap.fill(text, int(_LETTERS * width)) for text in abouts]
+    abouts = dict.fromkeys(_lone(block.about) if lone else block.about for block in blocks)
+    notes = [textwrap.fill(about.replace(KINKS, _WHOLE), int(_LETTERS * width)) for about in abouts if about]
     size = (width, 3.1 * len(rows) + 0.2 * sum(note.count("\n") + 1 for note in notes) + 0.3)
     figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure(size, layout="constrained")
-    moves, handles = [], []
+    moves: list[Callable[[int], None]] = []
+    handles: list[Any] = []
     for k, row in enumerate(rows):
         for j, panel in enumerate(row):
             ax = figure.add_subplot(len(rows), columns, k * columns + j + 1)
@@ -199,13 +201,20 @@ def _figure(
     return figure, show
 
 
+def _lone(about: str) -> str:
+    """Without what compares two flows, and what the labels of axes say."""
+    for sentence in (AXIS, AREA, SHARED, BOTH):
+        about = about.replace(sentence, "")
+    return about.strip()
+
+
 def _alone(panel: Panel) -> Panel:
     """Of one measure: a whole line, and no name of a flow."""
     data = [
         trace | {"line": {"width": 1.6, "dash": "solid"}} if str(trace["meta"]).startswith("c") else trace
         for trace in panel.data
     ]
-    return replace(panel, title=panel.title.removeprefix(": "), data=data)
+    return replace(panel, title=panel.title.lstrip(":, "), data=data)
 
 
 def _rows(block: Block) -> list[list[Panel]]:

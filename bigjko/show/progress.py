@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import io
 import json
 import math
 import sys
@@ -9,7 +10,7 @@ import time as clock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -164,14 +165,14 @@ class JsonLog:
         OSError: for a file that cannot be opened.
     """
 
-    def __init__(self, file: str | Path | TextIO, *, pause: float = _LINE) -> None:
-        self._own = not hasattr(file, "write") and str(file) != "-"
-        self._stream: Any = None
-        if self._own:
-            self._stream = open(str(file), "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        else:
-            self._stream = sys.stderr if str(file) == "-" else file
+    def __init__(self, file: str | Path | io.TextIOBase, *, pause: float = _LINE) -> None:
         self._pause = pause
+        self._own = not isinstance(file, io.TextIOBase) and str(file) != "-"
+        self._stream: Any = sys.stderr
+        if isinstance(file, io.TextIOBase):
+            self._stream = file
+        elif self._own:
+            self._stream = Path(file).open("a", encoding="utf-8")  # __exit__ closes it
 
     def __enter__(self) -> "JsonLog":
         return self
