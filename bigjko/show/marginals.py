@@ -25,6 +25,7 @@ _MANY = 100_000  # points, of which those with less than _TRACE of the heaviest'
 _TRACE = 1e-4
 _SEEN = 2e-3  # of the largest density: axes end where neither flow ever has more
 _EVEN = 48  # cells of an axis on which the grid has no nodes of its own
+_PARTICLES = 28  # the same without a grid: particles begin on nodes, which finer cells would beat against
 _CELLS = 256  # an axis at most; finer grids are read on every second node, or third, ...
 _PIXELS = 64  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
 _MAPS = 3  # coordinates at most for which every pair has a map
@@ -55,7 +56,7 @@ def measure_blocks(
     sphere = next((f for f in factors if isinstance(f, Sphere) and f.nodes.shape[1] == 3), None)
     if sphere is not None:
         return sphere_blocks(_clouds(way, pairs), len(pairs), sphere, X, names)
-    axes = _axes(dim, factors, _seen(way, pairs))
+    axes = _axes(dim, factors, _seen(way, pairs), _EVEN if isinstance(final, GridMeasure) else _PARTICLES)
     keys: list[Key] = [(k,) for k in range(len(axes))]
     keys += combinations(range(len(axes)), 2) if len(axes) <= _MAPS else []
     held: dict[str, dict[Key, Tensor]] = {}  # by sheet and coordinates: times x flows x cells
@@ -151,7 +152,7 @@ class _Axis:
         return left, (left + 1) % len(self.at), share.clamp(0, 1), inside
 
 
-def _axes(dim: int, factors: Sequence[Factor], points: Float[Tensor, "m k"]) -> list[_Axis]:
+def _axes(dim: int, factors: Sequence[Factor], points: Float[Tensor, "m k"], even: int) -> list[_Axis]:
     """On the grid's nodes where the coordinates are its lines or its circle; evenly over the last measure if not."""
     circle = next((f for f in factors if isinstance(f, Circle)), None)
     lines = [f.nodes[:, 0].cpu().double() for f in factors if isinstance(f, Line)]
@@ -167,7 +168,7 @@ def _axes(dim: int, factors: Sequence[Factor], points: Float[Tensor, "m k"]) -> 
         low, high = (float(x) for x in points[:, k].aminmax())
         x = lines[k] if k < len(lines) else points.new_zeros(0)
         if not len(x) or low < float(x[0]) or high > float(x[-1]):
-            x = torch.linspace(low, high, _EVEN, dtype=torch.float64)
+            x = torch.linspace(low, high, even, dtype=torch.float64)
         found.append(_Axis(names[k] if k < len(names) else f"x{k + 1}", _few(x)))
     return [axis for axis in found if len(axis.at) > 1 and float(axis.at[-1]) > float(axis.at[0])]
 

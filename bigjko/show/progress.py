@@ -172,7 +172,7 @@ class JsonLog:
         if isinstance(file, io.TextIOBase):
             self._stream = file
         elif self._own:
-            self._stream = Path(file).open("a", encoding="utf-8")  # __exit__ closes it
+            self._stream = Path(file).open("a", encoding="utf-8")  # noqa: SIM115 - __exit__ closes it
 
     def __enter__(self) -> "JsonLog":
         return self
