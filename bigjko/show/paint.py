@@ -84,7 +84,8 @@ def _still(time: int) -> None:
 def _curve(ax: Any, trace: Trace, frames: list[Trace]) -> Callable[[int], None]:
     """A line; with frames, its heights follow the time."""
     first = trace["line"].get("dash", "solid") != "solid"
-    colour = GREY if trace["meta"] == "soft" else COLOURS[int(trace["meta"][1:])]
+    # Kinks over a map are seen on white and on dark blue.
+    colour = (COLOURS[1] if first else GREY) if trace["meta"] == "soft" else COLOURS[int(trace["meta"][1:])]
     how = {"linewidth": 0.8, "linestyle": ":" if first else "-"}
     if trace["meta"] != "soft":
         broad = trace["line"]["width"] > 3
