@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bigjko_kernels import Grid, Sheets
+from bigjko_kernels.html import curve, table
 
 from .flow import Flow
 from .measure import GridMeasure, Measure
@@ -110,6 +111,20 @@ class Comparison:
             f"{float(self.times[-1]):.4g}, output gap <= {self.sup_output_gap:.4g} "
             f"({self.relative_output_gap:.3%} of the largest change){last})"
         )
+
+    def _repr_html_(self) -> str:
+        worst = float(self.times[int(self.output_gap.argmax())])
+        rows: list[tuple[str, object]] = [
+            ("first", repr(self.first)),
+            ("reference", repr(self.second)),
+            ("largest output gap", f"{self.sup_output_gap:.4g} at t = {worst:.4g}"),
+            ("of the largest change", f"{self.relative_output_gap:.3%} of {self.largest_output_change:.4g}"),
+            ("difference of risks at the end", f"{float(self.risk_gap[-1]):.4g}"),
+        ]
+        if len(self.transport):
+            said = f"{float(self.transport[-1]):.4g} at t = {float(self.transport_times[-1]):.4g}"
+            rows.append(("transport distance", f"{said}, at a blur of {float(self.blur[-1]):.3g}"))
+        return table("Comparison", rows, curve(self.times.tolist(), self.output_gap.tolist(), "output gap"))
 
 
 def compare(

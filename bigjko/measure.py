@@ -4,17 +4,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable
+from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
 
 from .errors import MeasureError
 from .memory import check as check_memory
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+    from .neurons.base import Neurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +207,30 @@ class GridMeasure:
         positions, masses = heavy_nodes(self, drop)
         return ParticleMeasure(positions, masses)
 
+    def plot(
+        self, neurons: "Neurons | None" = None, X: Float[Tensor, "n d"] | None = None
+    ) -> "matplotlib.figure.Figure":
+        """Densities: a curve for every coordinate and a map for every pair, or a map of the sphere, sheet by sheet.
+
+        Args:
+            neurons: the way the measure is seen by, by default the first that takes the grid.
+            X: data whose kinks w . x = 0 are drawn on directions, where they are few.
+
+        Raises:
+            MeasureError: for a grid that is not the way's, or that of none.
+        """
+        from .show.pictures import plot_measure
+
+        return plot_measure(self, neurons, X)
+
     def __repr__(self) -> str:
         return f"GridMeasure(mass={float(self.mass):.6g}, width={float(self.width):.3g} nodes, {self.grid!r})"
+
+    def _repr_html_(self) -> str:
+        boxed = any(bool(f.edge.any()) for f in self.grid.factors)
+        rows = [("mass", f"{float(self.mass):.6g}"), ("narrowest feature", f"{float(self.width):.3g} nodes")]
+        edge = [("share at the edge of the box", f"{float(self.boundary_mass):.3g}")] if boxed else []
+        return table("GridMeasure", [*rows, *edge, *self.grid.facts()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,9 +312,32 @@ class ParticleMeasure:
             self.positions.to(device=device, dtype=dtype), self.masses.to(device=device, dtype=dtype)
         )
 
+    def plot(
+        self, neurons: "Neurons | None" = None, X: Float[Tensor, "n d"] | None = None
+    ) -> "matplotlib.figure.Figure":
+        """Densities: a curve for every coordinate and a map for every pair, or a map of the sphere, sheet by sheet.
+
+        Args:
+            neurons: the way the measure is seen by, Lifted by default.
+            X: data whose kinks w . x = 0 are drawn on directions, where they are few.
+        """
+        from .show.pictures import plot_measure
+
+        return plot_measure(self, neurons, X)
+
     def __repr__(self) -> str:
         m, k = self.positions.shape
         return f"ParticleMeasure({m:,} neurons in R^{k}, mass={float(self.mass):.6g}, {self.positions.dtype})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("neurons (w, a)", f"{len(self.positions):,} in R^{self.positions.shape[1]}"),
+            ("mass", f"{float(self.mass):.6g}"),
+            ("largest |w|", f"{float(self.w.norm(dim=1).max()):.4g}"),
+            ("a", f"{float(self.a.min()):.4g} to {float(self.a.max()):.4g}"),
+            ("numbers", f"{str(self.positions.dtype).removeprefix('torch.')} on {self.positions.device}"),
+        ]
+        return table("ParticleMeasure", rows)
 
 
 Measure = GridMeasure | ParticleMeasure

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Grid
+from bigjko_kernels.html import table
 
 from .energy import Composite
 from .errors import RiskError
@@ -115,6 +116,20 @@ class Risk:
     def __repr__(self) -> str:
         n, d = self.X.shape
         return f"Risk(n={n}, d={d}, {self.neurons!r}, {self.loss!r}, weight_decay={self.weight_decay:g})"
+
+    def _repr_html_(self) -> str:
+        n, d = self.X.shape
+        return table(
+            "Risk",
+            [
+                ("data", f"{n:,} points in R^{d}"),
+                ("labels", f"{float(self.y.min()):.4g} to {float(self.y.max()):.4g}"),
+                ("way", repr(self.neurons)),
+                ("loss", repr(self.loss)),
+                ("weight decay", f"{self.weight_decay:g}"),
+                ("numbers", f"{str(self.X.dtype).removeprefix('torch.')} on {self.X.device}"),
+            ],
+        )
 
 
 def _kind(particles: ParticleMeasure) -> tuple[torch.dtype, torch.device]:

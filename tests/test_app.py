@@ -198,6 +198,28 @@ def test_warnings_are_notes_shown_once(tmp_path: Path) -> None:
     assert "the measure shrank to" in " ".join(done.stdout.split())
 
 
+@pytest.mark.usefixtures("few_points")
+def test_a_json_log_hears_of_every_flow_and_note(tmp_path: Path) -> None:
+    file = written(tmp_path, HEAD + PROJECTED + LIFTED.replace("std = 1.0", "std = 0.4"))
+    assert invoke("run", file, "--out", tmp_path / "out", "--json-log", tmp_path / "log").exit_code == 0
+    found = [json.loads(line) for line in (tmp_path / "log").read_text("utf-8").splitlines()]
+    about = [(one["event"], one["run"], one["flow"]) for one in found if one["event"] in ("start", "end")]
+    runs = [(run, flow) for run in ("projected", "lifted") for flow in ("gd", "jko")]
+    assert about == [(event, *run) for run in runs for event in ("start", "end")]
+    last = {(one["run"], one["flow"]): one for one in found if one["event"] == "step"}
+    assert [last[run]["time"] for run in runs] == [0.5, 0.5, 0.3, 0.3]
+    assert last["lifted", "jko"]["boundary_mass"] > 0
+    assert last["lifted", "jko"]["gap"] > 0
+    assert any(one["event"] == "note" and "narrower than 2 nodes" in one["message"] for one in found)
+    # On standard error there is nothing else.
+    again = invoke("run", file, "--out", tmp_path / "out", "--resume", "--json-log", "-")
+    assert {json.loads(line)["event"] for line in again.stderr.splitlines()} == {"resumed", "end"}
+    assert "which cannot be written (No such file or directory)" in refused(
+        "run", file, "--out", tmp_path / "new", "--json-log", tmp_path / "none" / "log"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 BAD = [
@@ -392,7 +414,10 @@ def test_a_flow_that_fails_is_saved_up_to_there(tmp_path: Path) -> None:
     exploding = changed("t_end = 0.3", "t_end = 1e62").replace("weight_decay = 0.0", "weight_decay = 1.0")
     exploding = exploding.replace("tau = 0.05", "tau = 1e60").replace("tau = 0.1", "tau = 1e62")
     out = tmp_path / "out"
-    said = refused("run", written(tmp_path, exploding), "--out", out, code=1)
+    said = refused("run", written(tmp_path, exploding), "--out", out, "--json-log", tmp_path / "log", code=1)
+    event = json.loads((tmp_path / "log").read_text("utf-8").splitlines()[-1])
+    assert (event["event"], event["flow"], event["t_end"]) == ("failed", "gd", 1e62)
+    assert "take a smaller tau" in event["message"]
     assert "the gd step from t = " in said
     assert "take a smaller tau" in said
     assert bj.Flow.load(out / "flow-gd.zarr").status is bj.Status.not_finite
@@ -412,7 +437,9 @@ def test_an_interrupt_in_either_flow_keeps_what_there_is(
 
     monkeypatch.setattr(Bars, "add", add)
     out = tmp_path / "out"
-    said = refused("run", written(tmp_path, TINY), "--out", out, code=130)
+    said = refused("run", written(tmp_path, TINY), "--out", out, "--json-log", tmp_path / "log", code=130)
+    event = json.loads((tmp_path / "log").read_text("utf-8").splitlines()[-1])
+    assert (event["event"], event["flow"]) == ("interrupted", kind.lower())
     assert len(said.splitlines()) == 1
     assert said.startswith("interrupted: ")
     assert {path.name for path in out.glob("*.zarr")} == kept

@@ -1,7 +1,10 @@
 """The command `bigjko`."""
 
+import contextlib
 import json
+import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,7 +18,17 @@ if TYPE_CHECKING:
 _BAD_INPUT = 2
 
 
-# The help of `bigjko study`; \b keeps the lines of a paragraph as they are.
+# What `bigjko --help` ends with, and the help of `bigjko study`; \b keeps the lines of a paragraph as they are.
+_FIRST = """\b
+To begin with:
+  bigjko new mine.toml             an experiment that runs, every key explained
+  bigjko run mine.toml --out mine  a table, a verdict, figures and a page, mine/report.html
+  bigjko compare mine              the same numbers again, from the flows that were kept
+
+\b
+`bigjko COMMAND --help` says more of each; README.md and docs/ say what JKO is and when to trust it.
+"""
+
 _STUDY = """Run ways on grids x taus x widths against their references; leave a table, fitted orders and a figure.
 
 A file has tables [[problems]] (name, data, loss, time, weight_decay) and [[ways]] (name, way, problems, grids,
@@ -69,16 +82,19 @@ def app() -> "typer.Typer":
     from rich.table import Table
     from rich.text import Text
 
+    from ..show.progress import JsonLog
     from ..store import StoreError
     from .config import ConfigError, load
     from .info import facts, lines
+    from .new import write
     from .prepare import out_of_memory
     from .run import INTERRUPTED, Stopped, execute, reload, terminated
     from .study import execute_study
     from .study_config import load_study
+    from .ways import WAYS
 
     commands = typer.Typer(
-        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=_FIRST
     )
 
     def fail(message: object, code: int = _BAD_INPUT) -> NoReturn:
@@ -88,6 +104,19 @@ def app() -> "typer.Typer":
         console.print(str(message), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(code)
 
+    @contextlib.contextmanager
+    def logged(file: str | None) -> Iterator[JsonLog | None]:
+        """The log that --json-log asks for."""
+        if file is None:
+            yield None
+            return
+        try:
+            log = JsonLog(file)
+        except OSError as refused:
+            fail(f"received --json-log {file}, which cannot be written ({refused.strerror}): choose another file")
+        with log:
+            yield log
+
     @commands.callback(invoke_without_command=True)
     def about(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
         """Entropic JKO flows of two-layer networks on a grid, held against gradient descent."""
@@ -96,12 +125,35 @@ def app() -> "typer.Typer":
             raise typer.Exit
 
     @commands.command()
+    def new(
+        file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")] = Path("experiment.toml"),
+        way: Annotated[
+            str, typer.Option(autocompletion=lambda: list(WAYS), help=f"How a measure is used: {', '.join(WAYS)}.")
+        ] = "lifted",
+    ) -> None:
+        """Write an experiment that runs as it is, with every key and what it means."""
+        try:
+            write(file, way)
+        except ConfigError as refused:
+            fail(refused)
+        Console().print(
+            f"{file} is written. It runs as it is: bigjko run {shlex.quote(str(file))}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    @commands.command()
     def run(
         file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
         out: Annotated[Path | None, typer.Option(help="A new folder; runs/<file>-<time> by default.")] = None,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on in the folder --out where this stopped.")] = False,
         checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
+        json_log: Annotated[
+            str | None,
+            typer.Option(metavar="FILE", help="Append a line of JSON a second: a file, or - for standard error."),
+        ] = None,
     ) -> None:
         """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder.
 
@@ -114,8 +166,10 @@ def app() -> "typer.Typer":
             experiment = load(file)
             if device is not None:
                 experiment = experiment.model_copy(update={"device": device})
-            with terminated():
-                found = execute(experiment, folder, Console(stderr=True), resume=resume, seconds=checkpoint)
+            # Where the lines go to standard error, bars and notes are left to them.
+            console = Console(stderr=True, quiet=json_log == "-")
+            with terminated(), logged(json_log) as log:
+                found = execute(experiment, folder, console, resume=resume, seconds=checkpoint, log=log)
         except (ConfigError, ImportError, StoreError) as refused:
             fail(refused)
         except OSError as refused:

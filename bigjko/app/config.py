@@ -32,7 +32,8 @@ def _name(name: str) -> str:
     return name
 
 
-def _way(name: str) -> str:
+def known_way(name: str) -> str:
+    """The name, or ValueError where no way has it."""
     if name not in WAYS:
         raise ValueError(
             f"received the unknown way {shown(name)}, need one of {', '.join(WAYS)}"
@@ -45,24 +46,45 @@ _LONGEST = 100
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{k}" for port in ("COM", "LPT") for k in range(10))}  # on Windows
 
 Name = Annotated[str, AfterValidator(_name)]
-WayName = Annotated[str, AfterValidator(_way)]
+WayName = Annotated[str, AfterValidator(known_way)]
 
 
 class Data(Section):
     """A known data set, a file of data, or rows and labels in the file itself."""
 
-    name: str | None = Field(default=None, description=f"one of the data sets {', '.join(sorted(DATASETS))}")
-    X: list[Numbers] | None = Field(default=None, description="rows of finite numbers, one a data point")
-    y: Numbers | None = Field(default=None, description="finite numbers, one a data point")
-    file: str | None = Field(default=None, description="the path of a .csv, .npz or .parquet file")
-    target: str | None = Field(default=None, description="the name of the column of labels, or of the array in .npz")
+    name: str | None = Field(
+        default=None, examples=["diabetes"], description=f"one of the data sets {', '.join(sorted(DATASETS))}"
+    )
+    X: list[Numbers] | None = Field(
+        default=None,
+        examples=[[[1.0, 0.2], [-0.4, 0.9], [0.3, -0.8]]],
+        description="rows of finite numbers, one a data point",
+    )
+    y: Numbers | None = Field(
+        default=None, title="labels", examples=[[0.8, -0.4, 0.5]], description="finite numbers, one a data point"
+    )
+    file: str | None = Field(
+        default=None, examples=["mine.csv"], description="the path of a .csv, .npz or .parquet file"
+    )
+    target: str | None = Field(
+        default=None,
+        examples=["price"],
+        description="the name of the column of labels, or of the array in .npz",
+    )
     features: str | Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="names of columns, one or more, or the name of the array in .npz"
+        default=None,
+        examples=[["size", "age"]],
+        description="names of columns, one or more, or the name of the array in .npz",
     )
     sha256: str | None = Field(
-        default=None, validate_default=True, description="that of the file's bytes; where it is given they must agree"
+        default=None,
+        examples=["9f86d081..."],
+        validate_default=True,
+        description="that of the file's bytes; where it is given they must agree",
     )
-    components: int | None = Field(default=None, ge=1, description="a whole number of principal components, at least 1")
+    components: int | None = Field(
+        default=None, ge=1, examples=[2], description="a whole number of principal components, at least 1"
+    )
     standardise: bool = Field(default=False, description="true or false: columns to mean 0 and standard deviation 1")
     standardise_labels: bool = Field(
         default=False, description="true or false: labels to mean 0 and standard deviation 1"
@@ -118,9 +140,18 @@ class Data(Section):
 class LossChoice(Section):
     """The loss g; 'mean' is a scale of 1/n."""
 
-    name: Literal["squared", "logistic", "huber"] = Field(description="'squared', 'logistic' or 'huber'")
-    scale: Positive | Literal["mean"] = Field(default=1.0, description="a positive number, or 'mean' for 1/n")
-    delta: Positive | None = Field(default=None, description="a positive number, from which residuals are outliers")
+    name: Literal["squared", "logistic", "huber"] = Field(
+        examples=["squared"], description="'squared', 'logistic' or 'huber'"
+    )
+    scale: Positive | Literal["mean"] = Field(
+        default=1.0, title="factor of the sum over data", description="a positive number, or 'mean' for 1/n"
+    )
+    delta: Positive | None = Field(
+        default=None,
+        title="for 'huber'",
+        examples=[0.5],
+        description="a positive number, from which residuals are outliers",
+    )
 
     @model_validator(mode="after")
     def _delta_of_huber(self) -> "LossChoice":
@@ -132,24 +163,40 @@ class LossChoice(Section):
 class Time(Section):
     """Physical time; the measures at 0 and t_end are always kept."""
 
-    t_end: Positive = Field(description="a positive physical time")
-    save_at: Numbers = Field(default=[], description="times at which measures are kept, within [0, t_end]")
+    t_end: Positive = Field(title="when both flows end", examples=[1.0], description="a positive physical time")
+    save_at: Numbers = Field(
+        default=[], examples=[[0.5]], description="times at which measures are kept, within [0, t_end]"
+    )
 
 
 class TimeOfRun(Section):
     """What a run has of its own; the rest is the experiment's."""
 
-    t_end: Positive | None = Field(default=None, description="a positive physical time")
-    save_at: Numbers | None = Field(default=None, description="times at which measures are kept, within [0, t_end]")
+    t_end: Positive | None = Field(default=None, examples=[0.5], description="a positive physical time")
+    save_at: Numbers | None = Field(
+        default=None, examples=[[0.25]], description="times at which measures are kept, within [0, t_end]"
+    )
 
 
 class StepChoice(Section):
     """How a step on the grid is taken."""
 
-    epsilon: Positive = Field(default=0.75, description="a positive number, in units of h^2; .75 is the default")
-    entropy: Literal["plain", "debiased"] = Field(default="debiased", description="'plain' or 'debiased'")
-    passes: int | None = Field(default=None, ge=1, description="a whole number of passes, at least 1; 2 is the default")
-    rtol: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-8, description="a number between 0 and 1")
+    epsilon: Positive = Field(
+        default=0.75, title="entropy", description="a positive number, in units of h^2; .75 is the default"
+    )
+    entropy: Literal["plain", "debiased"] = Field(
+        default="debiased", title="its blur, left in or taken away", description="'plain' or 'debiased'"
+    )
+    passes: int | None = Field(
+        default=None,
+        ge=1,
+        title="of debiasing",
+        examples=[6],
+        description="a whole number of passes, at least 1; 2 is the default",
+    )
+    rtol: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-8, title="tolerance of a step's solver", description="a number between 0 and 1"
+    )
     scheme: Literal["first", "second"] = Field(default="first", description="'first' or 'second' (order in tau)")
 
     @model_validator(mode="after")
@@ -162,7 +209,7 @@ class StepChoice(Section):
 class JKOChoice(StepChoice):
     """The steps on the grid."""
 
-    tau: Positive = Field(description="a positive time step")
+    tau: Positive = Field(title="physical time", examples=[0.05], description="a positive time step")
     record: int = Field(default=1, ge=1, description="a whole number: every how many steps are recorded")
 
 
@@ -170,14 +217,21 @@ class MethodChoice(Section):
     """How the neurons themselves move."""
 
     method: Literal["gd", "implicit", "flow", "sliding"] = Field(
-        description="'gd', 'implicit' (proximal point), 'flow' (the ODE, by Dormand-Prince) or 'sliding' (along kinks)"
+        examples=["gd"],
+        description="'gd', 'implicit' (proximal point), 'flow' (the ODE, by Dormand-Prince) or 'sliding' (along kinks)",
     )
-    tau: Positive = Field(description="a positive time step (of 'flow': between records)")
+    tau: Positive = Field(
+        title="physical time", examples=[0.01], description="a positive time step (of 'flow': between records)"
+    )
     drop: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=1e-12, description="a share in [0, 1): nodes lighter than that of the heaviest carry no particle"
     )
-    rtol: Positive | None = Field(default=None, description="a positive number, for 'flow'")
-    atol: Positive | None = Field(default=None, description="a positive number, for 'flow'")
+    rtol: Positive | None = Field(
+        default=None, title="relative tolerance", examples=[1e-6], description="a positive number, for 'flow'"
+    )
+    atol: Positive | None = Field(
+        default=None, title="absolute tolerance", examples=[1e-9], description="a positive number, for 'flow'"
+    )
 
     @model_validator(mode="after")
     def _tolerances_of_flow(self) -> "MethodChoice":
@@ -216,7 +270,9 @@ class Run(Section):
 class Question(Section):
     """What a network is to learn, and for how long."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="a number, at least 0")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, title="beta in F = g + beta (|w|^2 + a^2)", description="a number, at least 0"
+    )
     data: Data = Field(description="a table with name, with file and target, or with X and y")
     loss: LossChoice = Field(description="a table with name")
     time: Time = Field(description="a table with t_end")
@@ -225,7 +281,9 @@ class Question(Section):
 class Experiment(Question):
     """Everything in the file."""
 
-    dtype: Literal["float64", "float32"] = Field(default="float64", description="'float64' or 'float32'")
+    dtype: Literal["float64", "float32"] = Field(
+        default="float64", title="of every number", description="'float64' or 'float32'"
+    )
     device: str = Field(default="cpu", description="the name of a device, such as 'cpu' or 'cuda:0'")
     runs: list[Run] = Field(min_length=1, description="one table [[runs]] or more")
 

@@ -19,11 +19,11 @@ import torch
 from .. import __version__
 from ..compare import Comparison, compare
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, OtherVersionsWarning
-from ..evolve import evolve
+from ..evolve import Callback, evolve
 from ..flow import Flow
 from ..show.page import page
 from ..show.plots import plot_flows
-from ..show.progress import Bars
+from ..show.progress import Bars, JsonLog
 from ..status import FlowError, FlowInterrupted
 from ..stepper import Stepper
 from ..store import Checkpoint
@@ -49,7 +49,13 @@ class Stopped(Exception):  # noqa: N818 - an outcome, no error: Ctrl-C is what t
 
 
 def execute(
-    experiment: Experiment, out: Path, console: Any, *, resume: bool = False, seconds: float = 60.0
+    experiment: Experiment,
+    out: Path,
+    console: Any,
+    *,
+    resume: bool = False,
+    seconds: float = 60.0,
+    log: JsonLog | None = None,
 ) -> dict[str, Numbers]:
     """Run everything in an experiment and leave a folder.
 
@@ -62,6 +68,7 @@ def execute(
         console: rich's, for bars and notes.
         resume: go on in a folder where the same experiment stopped; flows that are complete are read.
         seconds: between two checkpoints of a flow.
+        log: which hears of every flow, and of notes, what the console does.
 
     Returns:
         The numbers of every run, by name.
@@ -88,7 +95,7 @@ def execute(
                 )
         for name, folder in folders.items():
             _check_same(folder / "config.toml", configs[name])
-    with notes(console):
+    with notes(console, log=log):
         X, y = data(experiment)
         runs = [build(experiment, run, X, y) for run in experiment.runs]
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +108,7 @@ def execute(
                 _write(folder / "versions.json", versions(experiment.device))
                 _put(folder / "config.toml", configs[name])
             try:
-                found[name] = _both(one, folder, f"{name}: " if several else "", console, resume, seconds)
+                found[name] = _both(one, folder, f"{name}: " if several else "", console, resume, seconds, log)
             except Stopped as stopped:
                 found[name] = {"status": str(stopped)}
                 raise
@@ -165,7 +172,9 @@ def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
 # ---------------------------------------------------------------------------------------------------------- running
 
 
-def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, seconds: float) -> Numbers:
+def _both(
+    one: Prepared, folder: Path, title: str, console: Any, resume: bool, seconds: float, log: JsonLog | None
+) -> Numbers:
     """Gradient descent first, so that the bar of JKO can show the gap to it."""
     facts = {"run": one.run.name, "dtype": str(one.start.grid.dtype)[6:], "device": _device_name(one.start.grid.device)}
     about = {
@@ -177,7 +186,7 @@ def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, s
     }
     t_end = one.time.t_end
     save_at = sorted({0.0, *one.time.save_at, t_end})
-    with notes(console, title), Bars(console) as bars:
+    with notes(console, title, log), Bars(console) as bars:
 
         def flow(
             kind: str, stepper: Stepper[Any, Any], start: Any, record: int, about: dict[str, Any], other: Flow | None
@@ -185,13 +194,17 @@ def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, s
             path = folder / f"flow-{kind}.zarr"
             checkpoint = Checkpoint(path, seconds, facts | about)
             bar = bars.add(f"{title}{kind.upper()}", t_end, reference=other)
-            return _told(
-                lambda: evolve(
-                    stepper, start, t_end,
-                    save_at=save_at, record=record, checkpoint=checkpoint, resume=resume, progress=bar,
-                ),
-                path, t_end,
-            )  # fmt: skip
+            goes_on = resume and path.exists()
+
+            def run() -> Flow:
+                with _logged(log, one.run.name, kind, t_end, other, goes_on) as heard:
+                    return evolve(
+                        stepper, start, t_end,
+                        save_at=save_at, record=record, callbacks=heard,
+                        checkpoint=checkpoint, resume=resume, progress=bar,
+                    )  # fmt: skip
+
+            return _told(run, path, t_end)
 
         particles = {"tau": one.descent.tau, "drop": one.run.particles.drop}
         gd = flow("gd", one.descent, one.particles, one.run.particles.record, particles, None)
@@ -199,15 +212,27 @@ def _both(one: Prepared, folder: Path, title: str, console: Any, resume: bool, s
             jko = flow("jko", one.jko, one.start, one.run.jko.record, about, gd)
         except Stopped as stopped:
             if stopped.flow is not None:
-                _report(one, folder, compare(stopped.flow, gd, transport=False), console)
+                _report(one, folder, compare(stopped.flow, gd, transport=False), console, log)
             raise
     plot_flows(jko, gd, folder / "flows.png")
     held = compare(jko, gd)
-    _report(one, folder, held, console)
+    _report(one, folder, held, console, log)
     return numbers(held)
 
 
-def _report(one: Prepared, folder: Path, held: Comparison, console: Any) -> None:
+@contextlib.contextmanager
+def _logged(
+    log: JsonLog | None, run: str, kind: str, t_end: float, other: Flow | None, resumed: bool
+) -> Iterator[list[Callback]]:
+    """The callbacks by which a log hears of a flow; none where there is no log."""
+    if log is None:
+        yield []
+        return
+    with log.flow(kind, t_end, run=run, reference=other, resumed=resumed) as heard:
+        yield [heard]
+
+
+def _report(one: Prepared, folder: Path, held: Comparison, console: Any, log: JsonLog | None) -> None:
     """The page of a run, whose flows are saved already: whatever goes wrong here, they and their numbers stay."""
     try:
         known = numbers(held)
@@ -223,7 +248,7 @@ def _report(one: Prepared, folder: Path, held: Comparison, console: Any) -> None
         (folder / "report.html").write_text(text, "utf-8")
     except Exception as error:  # noqa: BLE001 - hours of steps are not lost to their picture
         reason = f"{type(error).__name__}: {error}"
-        console.print(f"note: no report.html was written ({reason})", style="yellow", markup=False, highlight=False)
+        _note(f"no report.html was written ({reason})", console, log)
 
 
 def _told(run: Callable[[], Flow], path: Path, t_end: float) -> Flow:
@@ -258,8 +283,8 @@ def terminated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def notes(console: Any, title: str = "") -> Iterator[None]:
-    """The engine's warnings as notes on the console, each once."""
+def notes(console: Any, title: str = "", log: JsonLog | None = None) -> Iterator[None]:
+    """The engine's warnings as notes on the console and in the log, each once."""
     seen: set[str] = set()
     others = warnings.showwarning
 
@@ -268,13 +293,19 @@ def notes(console: Any, title: str = "") -> Iterator[None]:
             others(message, category, *where, **more)
         elif str(message) not in seen:
             seen.add(str(message))
-            console.print(f"note: {title}{message}", style="yellow", markup=False, highlight=False)
+            _note(f"{title}{message}", console, log)
 
     with warnings.catch_warnings():
         for category in _NOTES:
             warnings.simplefilter("always", category)
         warnings.showwarning = show
         yield
+
+
+def _note(message: str, console: Any, log: JsonLog | None) -> None:
+    console.print(f"note: {message}", style="yellow", markup=False, highlight=False)
+    if log is not None:
+        log.event("note", message=message)
 
 
 # ---------------------------------------------------------------------------------------------------------- records

@@ -65,24 +65,25 @@ def dump(whole: Section) -> str:
     raw = whole.model_dump(exclude_none=True)
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
     arrays = {key: value for key, value in raw.items() if isinstance(value, list) and isinstance(value[0], dict)}
-    lines = [f"{key} = {_toml(value)}" for key, value in raw.items() if key not in tables | arrays]
+    lines = [f"{key} = {toml(value)}" for key, value in raw.items() if key not in tables | arrays]
     for key, table in tables.items():
-        lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in table.items())]
+        lines += ["", f"[{key}]", *(f"{k} = {toml(v)}" for k, v in table.items())]
     for key, array in arrays.items():
         for table in array:
-            lines += ["", f"[[{key}]]", *(f"{k} = {_toml(v)}" for k, v in table.items() if v != {})]
+            lines += ["", f"[[{key}]]", *(f"{k} = {toml(v)}" for k, v in table.items() if v != {})]
     return "\n".join(lines).lstrip() + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML wants escaped, JSON not
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return repr(value)
 
 

@@ -27,14 +27,22 @@ Keys = tuple[str, ...]
 class GridChoice(Section):
     """Nodes alone for directions, nodes and radius for a box; for Lifted shape, low and high besides."""
 
-    nodes: int | None = Field(default=None, ge=3, description="a whole number of nodes an axis or circle, at least 3")
-    radius: Positive | None = Field(default=None, description="a positive number: every axis is [-radius, radius]")
-    shape: list[Annotated[int, Field(ge=1)]] | None = Field(
-        default=None, description="whole numbers of nodes, one an axis"
+    nodes: int | None = Field(
+        default=None, ge=3, examples=[32], description="a whole number of nodes an axis or circle, at least 3"
     )
-    low: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
-    high: Numbers | None = Field(default=None, description="numbers, one an axis of (w, a)")
-    kinks: Literal[True] | None = Field(default=None, description="true: nodes on the kinks w . x_j = 0 of the data")
+    radius: Positive | None = Field(
+        default=None, examples=[4.0], description="a positive number: every axis is [-radius, radius]"
+    )
+    shape: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, examples=[[24, 24, 32]], description="whole numbers of nodes, one an axis"
+    )
+    low: Numbers | None = Field(
+        default=None, examples=[[-4.0, -4.0, -3.0]], description="numbers, one an axis of (w, a)"
+    )
+    high: Numbers | None = Field(default=None, examples=[[4.0, 4.0, 3.0]], description="numbers, one an axis of (w, a)")
+    kinks: Literal[True] | None = Field(
+        default=None, examples=[True], description="true: nodes on the kinks w . x_j = 0 of the data"
+    )
 
 
 class Start(Section):
@@ -43,15 +51,22 @@ class Start(Section):
     kind: Literal["gaussian", "uniform", "shell", "network"] = Field(
         description="'gaussian', 'uniform', 'shell' or 'network'"
     )
-    mean: float | Numbers | None = Field(default=None, description="a number, or one an axis of (w, a)")
+    mean: float | Numbers | None = Field(default=None, examples=[0.0], description="a number, or one an axis of (w, a)")
     std: Positive | list[Positive] | None = Field(
-        default=None, description="a positive number, or one an axis of (w, a)"
+        default=None,
+        title="standard deviation",
+        examples=[0.8],
+        description="a positive number, or one an axis of (w, a)",
     )
-    radius: Positive | None = Field(default=None, description="a positive number, the norm of every neuron's w and a")
-    neurons: int | None = Field(default=None, ge=1, description="a whole number of random neurons, at least 1")
-    seed: int | None = Field(default=None, ge=0, description="a whole number, at least 0")
+    radius: Positive | None = Field(
+        default=None, examples=[0.5], description="a positive number, the norm of every neuron's w and a"
+    )
+    neurons: int | None = Field(
+        default=None, ge=1, examples=[500], description="a whole number of random neurons, at least 1"
+    )
+    seed: int | None = Field(default=None, ge=0, examples=[0], description="a whole number, at least 0")
     width: Positive | None = Field(
-        default=None, description="a positive number of nodes: each neuron is spread that wide"
+        default=None, examples=[3.0], description="a positive number of nodes: each neuron is spread that wide"
     )
 
 
@@ -69,11 +84,15 @@ class StartKind:
 
 @dataclass(frozen=True)
 class Way:
-    """How a way is built, the sets of keys that a grid of it may be given by, and its kinds of start."""
+    """How a way is built, the sets of keys that a grid of it may be given by, and its kinds of start.
+
+    `first` is the grid and the start of a first experiment, of seconds, for three data in the plane.
+    """
 
     build: Callable[[], Neurons]
     grids: tuple[Keys, ...]
     starts: dict[str, StartKind]
+    first: tuple[dict[str, Any], dict[str, Any]]
 
     def check(self, name: str, grid: GridChoice, start: Start) -> None:
         """Raise ValueError unless the keys of a grid and a start are such as the way takes."""
@@ -216,22 +235,38 @@ _POLAR = {"shell": StartKind(("mean", "std"), (), _shell)}
 _CUBE = (("nodes", "radius"),)
 _BOX = (("nodes", "radius"), ("shape", "radius"), ("nodes", "low", "high"), ("shape", "low", "high"))
 
+_WIDE: dict[str, Any] = {"kind": "gaussian", "mean": 0.0, "std": 0.8}
+_RING: dict[str, Any] = {"kind": "shell", "mean": 0.8, "std": 0.25}
+_NEURONS: dict[str, Any] = {"kind": "network", "neurons": 500, "seed": 0, "std": 0.8}
+
 WAYS: dict[str, Way] = {
-    "lifted": Way(Lifted, _BOX, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
-    "signed": Way(Signed, _CUBE, _SHEETS),
-    "split": Way(Split, _CUBE, _SHEETS),
-    "pairs": Way(Pairs, _CUBE, {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL}),
-    "scales": Way(Scales, _CUBE, {"network": _NORMAL}),
-    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}),
-    "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}),
+    "lifted": Way(
+        Lifted,
+        _BOX,
+        {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL},
+        ({"nodes": 32, "radius": 4.0}, _WIDE),
+    ),
+    "signed": Way(Signed, _CUBE, _SHEETS, ({"nodes": 64, "radius": 4.0}, _WIDE)),
+    "split": Way(Split, _CUBE, _SHEETS, ({"nodes": 64, "radius": 4.0}, _WIDE)),
+    "pairs": Way(
+        Pairs,
+        _CUBE,
+        {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL},
+        ({"nodes": 16, "radius": 3.5}, _WIDE | {"std": 0.9}),
+    ),
+    "scales": Way(Scales, _CUBE, {"network": _NORMAL}, ({"nodes": 24, "radius": 4.0}, _NEURONS | {"std": 0.5})),
+    "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}, ({"nodes": 96, "radius": 2.5}, _RING)),
+    "polar-flat": Way(PolarFlat, _CUBE, _POLAR | {"network": _NORMAL}, ({"nodes": 64, "radius": 4.0}, _RING)),
     "projected": Way(
         Projected,
         (("nodes",), ("nodes", "kinks")),
         {"uniform": StartKind(("radius",), (), _uniform), "network": _BALANCED},
+        ({"nodes": 256}, {"kind": "uniform", "radius": 0.5}),
     ),
     "unbalanced": Way(
         lambda: Projected(balanced=False),
         (("nodes",),),
         {"gaussian": StartKind(("std",), (), _gaussian_sphere), "network": _NORMAL},
+        ({"nodes": 400}, {"kind": "gaussian", "std": 0.5}),
     ),
 }

@@ -1,7 +1,7 @@
 """Where the mass of two flows is: a grid's measure and particles on the same cells, a frame for every time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -10,20 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import Circle, Grid, Line, Sphere
+from bigjko_kernels import Circle, Factor, Grid, Line, Sphere
 
-from ..measure import GridMeasure, Measure
+from ..measure import GridMeasure, Measure, ParticleMeasure
 from ..neurons.base import Neurons
-from .panels import DOTTED, Block, Cloud, Panel, heat, line, numbers, where
+from .panels import AREA, AXIS, BOTH, DOTTED, SHARED, Block, Cloud, Panel, heat, line, numbers, where
 from .sphere import sphere_blocks
 
 Pair = tuple[GridMeasure, Measure | None]  # of the grid and of particles at one time; None where those kept none
+AnyPair = tuple[Measure, Measure | None]  # of any two flows, or of one alone
 Key = tuple[int, ...]  # coordinates that are drawn together
 
 _MANY = 100_000  # points, of which those with less than _TRACE of the heaviest's mass are left out: most of 128^3
 _TRACE = 1e-4
 _SEEN = 2e-3  # of the largest density: axes end where neither flow ever has more
 _EVEN = 48  # cells of an axis on which the grid has no nodes of its own
+_PARTICLES = 28  # the same without a grid: particles begin on nodes, which finer cells would beat against
 _CELLS = 256  # an axis at most; finer grids are read on every second node, or third, ...
 _PIXELS = 64  # an axis of a map at most, each the mean of whole cells, so that nothing beats against the grid
 _MAPS = 3  # coordinates at most for which every pair has a map
@@ -32,7 +34,13 @@ _TURN = 2 * math.pi
 _DEGREES = 360 / _TURN
 
 
-def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], names: tuple[str, str]) -> list[Block]:
+def measure_blocks(
+    way: Neurons,
+    X: Float[Tensor, "n d"],
+    pairs: Sequence[AnyPair],
+    names: tuple[str, str],
+    directions: Grid | None = None,
+) -> list[Block]:
     """Densities of both flows: a curve for every coordinate and a map for every pair of them, sheet by sheet.
 
     Args:
@@ -40,20 +48,22 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
         X: the data, whose kinks are drawn where they are few.
         pairs: the measures at the times of the slider.
         names: of the flows.
+        directions: whose nodes are looked at where the first flow has no grid; without, coordinates alone.
     """
-    grid, dim = pairs[-1][0].grid, X.shape[1]
+    final, dim = pairs[-1][0], X.shape[1]
+    factors = final.grid.factors if isinstance(final, GridMeasure) else directions.factors if directions else ()
     X = X.detach().cpu().double()[: len(X) if len(X) <= _KINKS else 0]
-    sphere = next((f for f in grid.factors if isinstance(f, Sphere) and f.nodes.shape[1] == 3), None)
+    sphere = next((f for f in factors if isinstance(f, Sphere) and f.nodes.shape[1] == 3), None)
     if sphere is not None:
         return sphere_blocks(_clouds(way, pairs), len(pairs), sphere, X, names)
-    axes = _axes(way, dim, pairs[-1][0])
+    axes = _axes(dim, factors, _seen(way, pairs), _EVEN if isinstance(final, GridMeasure) else _PARTICLES)
     keys: list[Key] = [(k,) for k in range(len(axes))]
     keys += combinations(range(len(axes)), 2) if len(axes) <= _MAPS else []
     held: dict[str, dict[Key, Tensor]] = {}  # by sheet and coordinates: times x flows x cells
     beyond = 0.0
     for t, flow, sheet, points, masses in _clouds(way, pairs):
         empty = {key: torch.full((len(pairs), 2, *(len(axes[k].at) for k in key)), math.nan) for key in keys}
-        x = _coordinates(grid, points)
+        x = _coordinates(factors, points)
         places = [axis.places(x[:, k]) for k, axis in enumerate(axes)]
         inside = torch.stack([inside for *_, inside in places]).all(0)
         beyond = max(beyond, 1 - float(masses[inside].sum() / masses.sum())) if len(masses) else beyond
@@ -71,13 +81,10 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
             if len(key) == 2
             for panel in _maps([axes[k] for k in key], [windows[k] for k in key], by_key[key], names)
         ]
-        about = f"Mass per unit of the axis; nodes and particles are shared among the same cells.{note}" + (
-            DOTTED if kinks else ""
-        )
+        about = f"{AXIS}{SHARED}{note}{DOTTED if kinks else ''}"
         blocks.append(Block(f"Marginals{where(sheet)}", about, curves, 3 if len(curves) == 3 else 2))
         if maps:
-            about = "Mass per unit of area; both flows on one scale, which follows the time."
-            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", about, maps))
+            blocks.append(Block(f"Pairs of coordinates{where(sheet)}", f"{AREA}{BOTH}", maps))
     if len(axes) > 1 or len(held) == 1:
         return blocks
     panels = [
@@ -88,7 +95,19 @@ def measure_blocks(way: Neurons, X: Float[Tensor, "n d"], pairs: list[Pair], nam
     return [Block("Marginals", blocks[0].about, panels)]
 
 
-def _clouds(way: Neurons, pairs: list[Pair]) -> Iterator[Cloud]:
+def _seen(way: Neurons, pairs: Sequence[AnyPair]) -> Float[Tensor, "m k"]:
+    """The points that axes have to cover: of a grid its last nodes, of particles all places they have been in."""
+    final = pairs[-1][0]
+    measures = [final] if isinstance(final, GridMeasure) else [one for one, _ in pairs]
+    ends = []
+    for measure in measures:
+        for points, masses in way.clouds(measure).values():
+            held = points[masses > 0] if isinstance(measure, ParticleMeasure) else points
+            ends += [end.detach().cpu().double() for end in held.aminmax(dim=0)] if len(held) else []
+    return torch.stack(ends)
+
+
+def _clouds(way: Neurons, pairs: Sequence[AnyPair]) -> Iterator[Cloud]:
     """In float64 on the CPU, one measure at a time in memory."""
     for t, both in enumerate(pairs):
         for flow, measure in enumerate(both):
@@ -133,24 +152,23 @@ class _Axis:
         return left, (left + 1) % len(self.at), share.clamp(0, 1), inside
 
 
-def _axes(way: Neurons, dim: int, final: GridMeasure) -> list[_Axis]:
+def _axes(dim: int, factors: Sequence[Factor], points: Float[Tensor, "m k"], even: int) -> list[_Axis]:
     """On the grid's nodes where the coordinates are its lines or its circle; evenly over the last measure if not."""
-    circle = next((f for f in final.grid.factors if isinstance(f, Circle)), None)
-    lines = [f.nodes[:, 0].cpu().double() for f in final.grid.factors if isinstance(f, Line)]
+    circle = next((f for f in factors if isinstance(f, Circle)), None)
+    lines = [f.nodes[:, 0].cpu().double() for f in factors if isinstance(f, Line)]
     if circle is not None:
         angles = torch.atan2(circle.nodes[:, 1], circle.nodes[:, 0]).cpu().double() % _TURN
         of = "w" if dim == 2 else "(w, a)"
         found = [_Axis(f"angle of {of}", _few(angles.sort().values, turns=True), turns=True, box=False)]
         scale = [_Axis("r" if bool((x >= 0).all()) else "s", _few(x), box=False) for x in lines]
         return found + scale
-    points = next(iter(way.clouds(final).values()))[0].cpu().double()
     names = [f"w{k + 1}" for k in range(dim)] + ["a"] * (points.shape[1] == dim + 1)
     found = []
     for k in range(points.shape[1]):
         low, high = (float(x) for x in points[:, k].aminmax())
         x = lines[k] if k < len(lines) else points.new_zeros(0)
         if not len(x) or low < float(x[0]) or high > float(x[-1]):
-            x = torch.linspace(low, high, _EVEN, dtype=torch.float64)
+            x = torch.linspace(low, high, even, dtype=torch.float64)
         found.append(_Axis(names[k] if k < len(names) else f"x{k + 1}", _few(x)))
     return [axis for axis in found if len(axis.at) > 1 and float(axis.at[-1]) > float(axis.at[0])]
 
@@ -161,12 +179,12 @@ def _few(x: Float[Tensor, " n"], turns: bool = False) -> Float[Tensor, " m"]:
     return x[::step] if turns or (len(x) - 1) % step == 0 else torch.cat([x[::step], x[-1:]])
 
 
-def _coordinates(grid: Grid, points: Float[Tensor, "m k"]) -> Float[Tensor, "m c"]:
+def _coordinates(factors: Sequence[Factor], points: Float[Tensor, "m k"]) -> Float[Tensor, "m c"]:
     """Angles and scales on a circle, the points' own elsewhere."""
-    if not any(isinstance(f, Circle) for f in grid.factors):
+    if not any(isinstance(f, Circle) for f in factors):
         return points
     columns = [torch.atan2(points[:, 1], points[:, 0])]
-    for f in grid.factors:
+    for f in factors:
         if isinstance(f, Line):  # a cone's radius r stands as a = +r and -r on its sheets
             columns.append(points[:, -1].abs() if bool((f.nodes >= 0).all()) else points[:, -1])
     return torch.stack(columns, dim=1)

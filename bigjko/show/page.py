@@ -1,6 +1,5 @@
 """One page for one run: curves, measures, the network, steps, and how it was made, in one file without a network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -15,14 +14,13 @@ from ..risk import Risk
 from ..status import Status
 from .marginals import Pair, measure_blocks
 from .network import network_blocks
-from .panels import Block, Panel, few, line, numbers
-from .plots import EDGE, most_changed, names
+from .panels import Block, Panel, few, line
+from .plots import most_changed, names
+from .steps import RECORDS, TIME, over_time, step_panels
 
-_RECORDS = 600  # of a curve at most, about one for two pixels
 _ROWS = 100  # of the table of steps at most
 _TIMES = 12  # of the slider at most: a page stays below 8 MB
 _SAME_TIME = 1e-9
-_TIME = {"xaxis": {"title": "t (physical time)"}}
 
 
 def page(
@@ -53,7 +51,7 @@ def page(
     if jko.neurons is not None and pairs:
         moving += measure_blocks(jko.neurons, risk.X, pairs, known)
     still = [Block("Risk, outputs and gap", _thinned(jko, gd), _curves(gap, known))]
-    steps = [Block("Every step of JKO", "", _steps(jko))]
+    steps = [Block("Every step of JKO", "", step_panels(jko))]
     sections = {"curves": still, "measures": moving, "steps": steps}
     panels = [panel for blocks in sections.values() for block in blocks for panel in block.panels]
     engine = need("jinja2", "a page").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -93,33 +91,27 @@ def _shown(jko: Flow, gd: Flow) -> tuple[list[float], list[Pair]]:
 
 def _thinned(*flows: Flow) -> str:
     longest = max(len(flow.times) for flow in flows)
-    return f"At most {_RECORDS} of {longest} records of a flow are drawn." if longest > _RECORDS else ""
+    return f"At most {RECORDS} of {longest} records of a flow are drawn." if longest > RECORDS else ""
 
 
 # -------------------------------------------------------------------------------------------------------------- curves
 
 
-def _over_time(times: Tensor, y: Tensor) -> dict[str, Any]:
-    """x and y of a curve, thinned to what a screen can show."""
-    kept = few(len(times), _RECORDS)
-    return {"x": numbers(times[kept]), "y": numbers(y[kept])}
-
-
 def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
     jko, gd = gap.first, gap.second
-    until = {"xaxis": _TIME["xaxis"] | {"range": [0, float(jko.times[-1]) or 1.0]}}
+    until = {"xaxis": TIME["xaxis"] | {"range": [0, float(jko.times[-1]) or 1.0]}}
     flows = [(gd, False, known[1]), (jko, True, known[0])]
-    risks = [line(first, name=name, **_over_time(flow.times, flow.risks)) for flow, first, name in flows]
+    risks = [line(first, name=name, **over_time(flow.times, flow.risks)) for flow, first, name in flows]
     outputs = []
     changed = most_changed(gd).tolist()
     for colour, j in enumerate(changed):
         for flow, first, name in flows:
             more = {"name": name, "showlegend": colour == 0}
-            outputs.append(line(first, colour, **more, **_over_time(flow.times, flow.outputs[:, j])))
+            outputs.append(line(first, colour, **more, **over_time(flow.times, flow.outputs[:, j])))
     labels = _labels({f"u{j}": float(jko.outputs[-1, j]) for j in changed}, jko.outputs[:, changed])
     gaps = [
-        line(False, 0, name="largest |u − v|", **_over_time(gap.times, gap.output_gap)),
-        line(True, 1, name="difference of risks", **_over_time(gap.times, gap.risk_gap)),
+        line(False, 0, name="largest |u − v|", **over_time(gap.times, gap.output_gap)),
+        line(True, 1, name="difference of risks", **over_time(gap.times, gap.risk_gap)),
     ]
     found = [
         Panel("Risk", risks, until | {"yaxis": {"title": "F"}}, log=True),
@@ -141,7 +133,7 @@ def _curves(gap: Comparison, known: tuple[str, str]) -> list[Panel]:
                         True,
                         k,
                         name=name,
-                        **_over_time(gap.transport_times, column),
+                        **over_time(gap.transport_times, column),
                         mode="lines+markers",
                         cliponaxis=False,
                     )
@@ -166,46 +158,6 @@ def _labels(ends: dict[str, float], shown: Tensor) -> list[dict[str, Any]]:
             found[-1]["text"] += f", {name}"
         else:
             found.append({"x": 1, "xref": "paper", "y": end, "text": name, "xanchor": "left", "showarrow": False})
-    return found
-
-
-def _steps(jko: Flow) -> list[Panel]:
-    """What every step says of itself."""
-    wanted: list[tuple[str, str, dict[str, str], bool]] = [
-        (
-            "Evaluations of the dual",
-            "a step",
-            {"evaluations": "evaluations", "applications": "kernel applications"},
-            False,
-        ),
-        ("Certificate", "of the step's objective", {"gap_z": "duality gap", "gap_d": "debiasing, worst node"}, True),
-        ("Mass", "total mass", {"masses": "total mass"}, False),
-        ("Mass at the edge of the box", "share", {"boundary_mass": "at the edge"}, True),
-        ("Narrowest feature", "nodes (h)", {"width": "width"}, False),
-    ]
-    found = []
-    for title, unit, columns, log in wanted:
-        values = {name: jko.masses if of == "masses" else jko.stats.get(of) for of, name in columns.items()}
-        data = [
-            line(True, k, name=name, **_over_time(jko.times, y.masked_fill(y <= 0, math.nan) if log else y))
-            | {"line": {"width": 2, "dash": "solid" if k == 0 else "dash"}, "showlegend": len(columns) > 1}
-            for k, (name, y) in enumerate(values.items())
-            if y is not None and bool((y.isfinite() & (y > 0)).any())
-        ]
-        key = next(iter(columns))
-        level = {"boundary_mass": EDGE, "width": 2.0}.get(key)
-        if data and level is not None:
-            ends = numbers(jko.times[[0, -1]])
-            mark = {"x": ends, "y": [level, level], "name": "level of the warning", "showlegend": True}
-            data.append(line(True, 3, **mark) | {"line": {"width": 1.5, "dash": "dot"}})
-        if data:
-            known = [y for trace in data for y in trace["y"] if y is not None]
-            shape: dict[str, Any] = {"title": unit, "rangemode": "tozero"}
-            if log:
-                shape = {"title": unit, "type": "log"}
-                # Whole decades, where there are some and not too many; plotly's own ticks are for fewer or more.
-                shape |= {"dtick": 1} if 20 < max(known) / min(known) < 1e6 else {}
-            found.append(Panel(title, data, _TIME | {"yaxis": shape}, log=key == "masses"))
     return found
 
 

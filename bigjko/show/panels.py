@@ -11,7 +11,12 @@ from torch import Tensor
 Trace = dict[str, Any]
 Cloud = tuple[int, int, str, Tensor, Tensor]  # time, flow, sheet, points (m, k) and masses (m,)
 
-DOTTED = " Dotted: the kinks w · x = 0 of the data."
+KINKS = "w · x = 0"
+DOTTED = f" Dotted: the kinks {KINKS} of the data."
+AXIS = "Mass per unit of the axis."
+AREA = "Mass per unit of area."
+SHARED = " Nodes and particles are shared among the same cells."
+BOTH = " Both flows on one scale, which follows the time."
 
 STEPS = 1000  # page.html knows it too: in which a map counts its density, up to the largest: half the bytes of decimals
 

@@ -1,6 +1,7 @@
-"""Two flows in one picture. Figures are made without pyplot: no global state, no window, no backend is chosen."""
+"""One flow, or two in one picture. Figures are made without pyplot: no global state, no window, no backend."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +12,17 @@ from torch import Tensor
 from ..compare import Comparison, compare
 from ..flow import Flow
 from ..optional import need
+from .paint import COLOURS, DASHES, FIRST, GREY, SECOND, legend, paint, style
+from .steps import EDGE, step_panels
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. The reference is a broad pale line and the first
-# flow a thin dashed one on top, so that both are seen where they agree, and without colour.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_FIRST: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.6}
-_SECOND: dict[str, Any] = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.35}
-_GREY = "#555555"
 _NAMES = {"jko": "JKO", "gd": "gradient descent", "flow": "gradient flow"}
-EDGE = 1e-3  # share of the mass at the edge of the box from which JKO warns
 _TRACE = 1e-12  # share of the mass that is drawn at least: the tails of a Gaussian start reach far below
+_MASS = "total mass  ($r^2$)"
 _DPI = 150
+_KEPT = 1e-6  # mass that changes by less, as a share, is drawn nowhere
 
 
 def plot_flows(jko: Flow, gd: Flow, path: str | Path | None = None) -> "matplotlib.figure.Figure":
@@ -56,14 +54,39 @@ def plot_comparison(comparison: Comparison) -> "matplotlib.figure.Figure":
     return figure
 
 
-def _page() -> "tuple[matplotlib.figure.Figure, Any]":
-    figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure((10, 7.2), layout="constrained")
-    axes = figure.subplots(2, 2).ravel()
-    for ax in axes:
+def plot_flow(flow: Flow) -> "matplotlib.figure.Figure":
+    """Risk, the outputs that change the most, and what the steps say of themselves, as far as the flow knows it."""
+    panels = [panel for panel in step_panels(flow) if panel.title != "Mass" or _grows(flow)]
+    figure, axes = _page(2 + len(panels))
+    _risks(axes[0], flow)
+    _outputs(axes[1], flow)
+    for ax, panel in zip(axes[2:], panels, strict=True):
+        paint(ax, replace(panel, title=""))
+        unit = str(panel.layout["yaxis"]["title"]).replace(" (", ", ").rstrip(")")
+        ax.set_ylabel(f"{panel.title[0].lower()}{panel.title[1:]}  ({unit})" if panel.title != "Mass" else _MASS)
+        _until(ax, flow)
+        if len(panel.data) > 1:
+            legend(ax, 2)
+    return figure
+
+
+def _grows(flow: Flow) -> bool:
+    """Whether the mass changes by more than rounding."""
+    return bool(((flow.masses / flow.masses[0] - 1).abs() > _KEPT).any())
+
+
+def _page(count: int = 4) -> "tuple[matplotlib.figure.Figure, Any]":
+    columns = 2 if count <= 4 else 3
+    rows = math.ceil(count / columns)
+    size = (5.0 * columns, 3.6 * rows)
+    figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure(size, layout="constrained")
+    axes = figure.subplots(rows, columns).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    for ax in axes[:count]:
         ax.set_xlabel("t  (physical time)")
-        ax.grid(color="#dddddd", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+        style(ax)
+    return figure, axes[:count]
 
 
 def names(first: Flow, second: Flow) -> tuple[str, str]:
@@ -72,45 +95,37 @@ def names(first: Flow, second: Flow) -> tuple[str, str]:
     return (one, two) if one != two else (f"{one} (first)", f"{two} (second)")
 
 
-def _legend(ax: Any, columns: int) -> None:
-    """Above the axes, where it hides nothing."""
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.01),
-        borderaxespad=0,
-        borderpad=0.2,
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-        handlelength=2.6,
-    )
-
-
-def _risks(ax: Any, first: Flow, second: Flow) -> None:
-    one, two = names(first, second)
-    ax.plot(second.times, second.risks, color=_COLOURS[0], label=two, **_SECOND)
-    ax.plot(first.times, first.risks, color=_COLOURS[0], label=one, **_FIRST)
+def _risks(ax: Any, first: Flow, second: Flow | None = None) -> None:
+    if second is None:
+        ax.plot(first.times, first.risks, color=COLOURS[0], linewidth=1.6)
+    else:
+        one, two = names(first, second)
+        ax.plot(second.times, second.risks, color=COLOURS[0], label=two, **SECOND)
+        ax.plot(first.times, first.risks, color=COLOURS[0], label=one, **FIRST)
+        legend(ax, 2)
     _until(ax, first)
     ax.set_ylabel("F  (risk)")
-    _legend(ax, 2)
 
 
-def _outputs(ax: Any, first: Flow, second: Flow) -> None:
-    for colour, j in zip(_COLOURS, most_changed(second).tolist(), strict=False):
-        ax.plot(second.times, second.outputs[:, j], color=colour, **_SECOND)
-        ax.plot(first.times, first.outputs[:, j], color=colour, label=f"$u_{{{j}}}$", **_FIRST)
+def _outputs(ax: Any, first: Flow, second: Flow | None = None) -> None:
+    changed = most_changed(first if second is None else second).tolist()
+    for k, (colour, j) in enumerate(zip(COLOURS, changed, strict=False)):
+        if second is not None:
+            ax.plot(second.times, second.outputs[:, j], color=colour, **SECOND)
+        how = FIRST if second is not None else {"linestyle": DASHES[k], "linewidth": 1.6}
+        ax.plot(first.times, first.outputs[:, j], color=colour, label=f"$u_{{{j}}}$", **how)
     _until(ax, first)
     ax.set_ylabel("$u_j$  (outputs, units of y)")
-    _legend(ax, 4)
+    legend(ax, 4)
 
 
 def _gap(ax: Any, held: Comparison) -> None:
-    ax.plot(held.times, held.output_gap, color=_COLOURS[0], linewidth=1.6, label="largest $|u_j - v_j|$")
-    ax.plot(held.times, held.risk_gap, color=_COLOURS[1], linewidth=1.6, linestyle="-.", label="difference of F")
-    ax.axhline(0.0, color=_GREY, linewidth=0.8)
+    ax.plot(held.times, held.output_gap, color=COLOURS[0], linewidth=1.6, label="largest $|u_j - v_j|$")
+    ax.plot(held.times, held.risk_gap, color=COLOURS[1], linewidth=1.6, linestyle="-.", label="difference of F")
+    ax.axhline(0.0, color=GREY, linewidth=0.8)
     _until(ax, held.first)
     ax.set_ylabel("gap  (units of y; of F)")
-    _legend(ax, 2)
+    legend(ax, 2)
 
 
 def _mass(ax: Any, flow: Flow) -> None:
@@ -119,28 +134,28 @@ def _mass(ax: Any, flow: Flow) -> None:
         ax.plot(
             flow.times,
             edge.masked_fill(edge < _TRACE, math.nan),
-            color=_COLOURS[0],
+            color=COLOURS[0],
             linewidth=1.6,
             label="at the box's edge",
         )
-        ax.axhline(EDGE, color=_GREY, linestyle=":", linewidth=1.6, label="level of the warning")
+        ax.axhline(EDGE, color=GREY, linestyle=":", linewidth=1.6, label="level of the warning")
         ax.set_ylabel("boundary mass  (share)")
     else:
-        ax.plot(flow.times, flow.masses, color=_COLOURS[0], linewidth=1.6, label="mass of the measure")
-        ax.set_ylabel("total mass  ($r^2$)")
+        ax.plot(flow.times, flow.masses, color=COLOURS[0], linewidth=1.6, label="mass of the measure")
+        ax.set_ylabel(_MASS)
     ax.set_yscale("log")
     _until(ax, flow)
-    _legend(ax, 2)
+    legend(ax, 2)
 
 
 def _transport(ax: Any, held: Comparison) -> None:
     style = {"linewidth": 1.2, "markersize": 5}
-    ax.plot(held.transport_times, held.transport, color=_COLOURS[0], marker="o", label="distance", **style)
-    ax.plot(held.transport_times, held.thinning, color=_COLOURS[1], marker="s", ls="--", label="thinning", **style)
-    ax.plot(held.transport_times, held.blur, color=_COLOURS[2], marker="^", ls=":", label="blur", **style)
+    ax.plot(held.transport_times, held.transport, color=COLOURS[0], marker="o", label="distance", **style)
+    ax.plot(held.transport_times, held.thinning, color=COLOURS[1], marker="s", ls="--", label="thinning", **style)
+    ax.plot(held.transport_times, held.blur, color=COLOURS[2], marker="^", ls=":", label="blur", **style)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("W  (units of the neurons' coordinates)")
-    _legend(ax, 3)
+    legend(ax, 3)
 
 
 def _until(ax: Any, flow: Flow) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bigjko_kernels import Sphere
 
 from ..optional import need
-from .panels import DOTTED, Block, Cloud, Trace, heat, numbers, where
+from .panels import BOTH, DOTTED, Block, Cloud, Trace, heat, numbers, where
 
 _NEAREST = 4  # nodes among which a mass is shared
 _PIXELS = (96, 48)
@@ -48,8 +48,7 @@ def sphere_blocks(
     layout = {"xaxis": axis | {"constrain": "domain"}, "yaxis": axis | {"scaleanchor": "x", "constrain": "domain"}}
     about = (
         f"Mass per unit of area over the directions of {'w' if whole else '(w, a)'}, in a Mollweide map, which keeps "
-        "areas: the third axis is up, the first in the middle. Both flows on one scale, which follows the time."
-        + (DOTTED if whole and len(X) else "")
+        f"areas: the third axis is up, the first in the middle.{BOTH}" + (DOTTED if whole and len(X) else "")
     )
     over = _outlines(X if whole else X[:0])
     return [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import GridError
 from .factors import Circle, Factor, Line, Sheets, Sphere
+from .html import table
 from .sums import sum64
 
 
@@ -176,6 +177,32 @@ class Grid:
     def __repr__(self) -> str:
         kinds = " x ".join(f"{type(f).__name__}({f.size})" for f in self.factors)
         return f"Grid({kinds}, N={self.size:,}, h={self.spacing:.4g}, {self.dtype}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        return table("Grid", self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and value of what notebooks show."""
+        rows = [(f"axis {k}", _described(f)) for k, f in enumerate(self.factors)]
+        return [
+            *rows,
+            ("nodes N", f"{self.size:,}"),
+            ("largest spacing h", f"{self.spacing:.4g}"),
+            ("numbers", f"{str(self.dtype).removeprefix('torch.')} on {self.device}"),
+        ]
+
+
+def _described(factor: Factor) -> str:
+    """A factor in words."""
+    said = f"{type(factor).__name__}, {factor.size:,} {'label' if isinstance(factor, Sheets) else 'node'}s"
+    if isinstance(factor, Line):
+        return f"{said} from {float(factor.nodes[0, 0]):.4g} to {float(factor.nodes[-1, 0]):.4g}"
+    if isinstance(factor, Sheets):
+        return f"{said} {', '.join(f'{x:g}' for x in factor.nodes[:_LABELS, 0].tolist())}"
+    return f"{said} in R^{factor.nodes.shape[1]}"
+
+
+_LABELS = 8  # that are written out
 
 
 def _widened(line: Factor, below: int, above: int) -> Line:
