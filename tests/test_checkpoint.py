@@ -29,9 +29,11 @@ import bigjko_kernels.costs
 from bigjko.neurons.dynamics import Free
 from bigjko.stepper import Step, Stepper
 from bigjko.store import zarr
-from bigjko.store.checkpoint import describe, pack, unpack, versions
+from bigjko.store.checkpoint import versions
+from bigjko.store.identity import describe
 from bigjko.store.seal import seal
 from bigjko.store.seal import undisturbed as undisturbed_by_signals
+from bigjko.store.state import pack, unpack
 from bigjko.tape import Row, Tape
 
 from .registry import STEPPERS

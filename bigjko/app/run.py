@@ -367,7 +367,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _put(path: Path, text: str) -> None:
     """A file that is whole or not there."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text, "utf-8")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
 
 

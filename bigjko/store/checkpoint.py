@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -11,27 +10,24 @@ import shutil
 import signal
 import time as clock
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 import torch
-from torch import Tensor
-
-from bigjko_kernels import GibbsKernel
 
 from ..errors import OtherVersionsWarning, StepError
 from ..flow import Flow
-from ..measure import GridMeasure, Measure
-from ..neurons.base import Neurons
+from ..measure import Measure
 from ..optional import need
 from ..status import Status
 from ..stepper import Stepper
 from ..tape import Reached, Row, Tape
-from .measures import READING, StoredMeasures, array, damaged, put_measure, read_measure, tensor, write_measure
+from .identity import describe
+from .measures import READING, StoredMeasures, damaged, put_measure, read_measure, write_measure
 from .seal import DamageError, StoreError, check, seal, sweep, undisturbed, whole
+from .state import pack, unpack
 from .zarr import (
     as_json,
     begin,
@@ -51,7 +47,8 @@ class Checkpoint:
     """Where `evolve` writes a flow as it goes.
 
     A checkpoint has all that the next step reads: measure, duals, debiasing potential, time step, and the record so
-    far; two are kept, the older in case the newer is damaged. One takes as long as writing three arrays of N.
+    far; two are kept, the older in case the newer is damaged. One takes as long as writing the record and
+    three arrays of N.
 
     Args:
         path: a store that `Flow.load` reads, at any time.
@@ -294,101 +291,6 @@ def versions(device: torch.device) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "device": device.type,
     }
-
-
-# ----------------------------------------------------------------------------------------------- states as groups
-
-
-def pack(value: Any, group: Any, name: str) -> Any:
-    """A state, a dataclass of tensors, numbers and more of its kind, as JSON; tensors become arrays of the group.
-
-    Raises:
-        StoreError: for what is none of these.
-    """
-    if isinstance(value, Tensor):
-        group.create_array(name, data=array(value))
-        return {"tensor": name}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"fields": {key: pack(inner, group, f"{name}.{key}") for key, inner in fields.items()}}
-    if isinstance(value, tuple):
-        return {"tuple": [pack(inner, group, f"{name}.{k}") for k, inner in enumerate(value)]}
-    if isinstance(value, slice):
-        return {"slice": [value.start, value.stop, value.step]}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise StoreError(
-        f"received a stepper whose {name} holds a {type(value).__name__}, need tensors, numbers, text, tuples and "
-        "dataclasses of these for a checkpoint: change the stepper's state"
-    )
-
-
-def unpack(tree: Any, group: Any, like: Any, device: torch.device) -> Any:
-    """What `pack` packed; `like` tells which dataclasses it was made of."""
-    if not isinstance(tree, dict):
-        return tree
-    ((kind, inner),) = tree.items()
-    if kind == "tensor":
-        return tensor(group[inner]).to(device)
-    if kind == "fields":
-        fields = {key: unpack(value, group, getattr(like, key), device) for key, value in inner.items()}
-        return dataclasses.replace(like, **fields)
-    if kind == "tuple":
-        likes = like if isinstance(like, tuple) and len(like) == len(inner) else (None,) * len(inner)
-        return tuple(unpack(value, group, one, device) for value, one in zip(inner, likes, strict=True))
-    return slice(*inner) if kind == "slice" else float(inner)
-
-
-# ------------------------------------------------------------------------------------------- what a flow is made of
-
-
-def describe(value: Any, name: str = "") -> dict[str, Any]:
-    """What a flow is made of, as text by name: tensors by their SHA-256, code by its name."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, dict):
-        parts = {str(key): inner for key, inner in value.items()}
-    elif isinstance(value, Tensor):
-        return {name: f"{_kind(value)} {hashlib.sha256(array(value).tobytes()).hexdigest()[:16]}"}
-    elif isinstance(value, GibbsKernel):
-        parts = {"": type(value).__name__, "epsilon": value.epsilon, "cost": value.cost}
-    elif isinstance(value, Neurons):
-        parts = value.to_dict()
-    elif isinstance(value, GridMeasure):  # one that a step has moved in a box is put together first
-        parts = {"grid": value.grid, "log_masses": value.log_masses}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        parts = {"": type(value).__name__, **parts}
-    elif isinstance(value, list | tuple):
-        parts = {str(k): inner for k, inner in enumerate(value)} if any(map(_deep, value)) else {"": str(list(value))}
-    elif not hasattr(value, "__qualname__") and hasattr(value, "__dict__"):
-        # An object of no known kind: what it says in public and in simple terms. Others may be caches, or each other.
-        simple = bool | int | float | str | np.generic | Tensor
-        said = {key: x for key, x in vars(value).items() if not key.startswith("_") and isinstance(x, simple)}
-        parts = {"": _text(value), **said}
-    else:
-        return {name: _text(value)}
-    found: dict[str, Any] = {}
-    for key, inner in parts.items():
-        found |= describe(inner, ".".join(filter(None, (name, key))))
-    return found
-
-
-def _deep(value: Any) -> bool:
-    return not isinstance(value, bool | int | float | str | None)
-
-
-def _kind(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool | int | float | str):
-        return str(value)
-    named: Callable[..., Any] | type = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _apart(one: str, two: str) -> tuple[str, str]:
