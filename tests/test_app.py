@@ -213,7 +213,7 @@ def test_a_json_log_hears_of_every_flow_and_note(tmp_path: Path) -> None:
     assert any(one["event"] == "note" and "narrower than 2 nodes" in one["message"] for one in found)
     # On standard error there is nothing else.
     again = invoke("run", file, "--out", tmp_path / "out", "--resume", "--json-log", "-")
-    assert {json.loads(line)["event"] for line in again.stderr.splitlines()} == {"resumed", "end"}
+    assert {json.loads(line)["event"] for line in again.stderr.splitlines()} == {"resumed", "end", "note"}
     assert "which cannot be written (No such file or directory)" in refused(
         "run", file, "--out", tmp_path / "new", "--json-log", tmp_path / "none" / "log"
     )

@@ -88,13 +88,14 @@ class Bars:
     """
 
     def __init__(self, console: Any = None) -> None:
-        progress = need("rich.progress", "Bars")
+        progress, column = need("rich.progress", "Bars"), need("rich.table", "Bars").Column
         self.console = need("rich.console", "Bars").Console(stderr=True) if console is None else console
         self.shown: bool = self.console.is_terminal and not self.console.quiet
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
-            progress.TextColumn("{task.fields[facts]}"),
+            progress.BarColumn(bar_width=16),
+            # On a narrow terminal the facts take a second line, and the time that is left is not cut off.
+            progress.TextColumn("{task.fields[facts]}", table_column=column(no_wrap=False)),
             progress.TimeElapsedColumn(),
             progress.TextColumn("{task.fields[left]}"),
             console=self.console,
