@@ -1,17 +1,19 @@
-# make demo | test | check | format | bench | bench-check | bench-micro.  Each installs first, once, into .venv.
+# make demo | test | check | format | docs | docs-links | bench | bench-check | bench-micro.  Each installs first, once, into .venv.
 PYTHON ?= python3.11
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.bigjko-installed
 PEERS := $(VENV)/.bigjko-peers-installed
+SPHINX := $(VENV)/.bigjko-docs-installed
+SITE := docs/_build
 OUT ?= runs/diabetes-$(shell date +%Y%m%d-%H%M%S)
 
 # One thread a worker: two workers that each start a thread per core only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 # Threads that spin while they wait cost ten times the time on a machine whose cores are shared: OMP_WAIT_POLICY.
-.PHONY: demo test check format install bench bench-check bench-micro
+.PHONY: demo test check format docs docs-links install bench bench-check bench-micro
 .DEFAULT_GOAL := test
 
 demo: install
@@ -30,6 +32,15 @@ check: install
 format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site, in docs/_build/html: a warning is an error, the notebook is run, and every link inside leads somewhere.
+docs: $(SPHINX)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -d $(SITE)/doctrees docs $(SITE)/html
+	$(BIN)/python docs/links.py $(SITE)/html
+
+# Links to other sites, too, which asks the network.
+docs-links: docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b linkcheck -d $(SITE)/doctrees docs $(SITE)/links
 
 # About 25 minutes on 2 idle cores; bench-check a few, and bench-micro one.
 bench: $(PEERS)
@@ -52,4 +63,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(PEERS): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
+	touch $@
+
+$(SPHINX): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@

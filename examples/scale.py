@@ -2,15 +2,15 @@
 
 Gaps of Lifted JKO flows to gradient descent from the same nodes and masses, sup over time: in the fixed box
 [-2.5, 2.5]^3, and in one that Widening lets grow. What is left there is the step's own error, which falls with tau,
-and a floor of about 7e-3: the last line extrapolates the outputs of two steps to tau = 0. The reference's own error
-is the gap between two of its steps.
+and a floor that falls with h: 7e-3 from 42^3. The last line extrapolates the outputs of two steps to tau = 0, 4.5e-3
+from 72^3 with tau = .0125 (quarter of an hour). Still finer steps are held to their nodes at the end. The reference's
+own error is the gap between two of its steps.
 
     python examples/scale.py [nodes per axis of the first box] [tau, halved once]
 """
 
 import sys
 import warnings
-from dataclasses import replace
 
 import torch
 
@@ -53,5 +53,5 @@ for stepper in (jkos[0], *map(bj.Widening, jkos)):
         flush=True,
     )
 _, long, short = flows
-limit = replace(long, outputs=2 * short.outputs[::2] - long.outputs)
+limit = bj.extrapolate(long, short)
 print(f"extrapolated in tau: gap {bj.compare(limit, fine, transport=False).sup_output_gap:.2e}")

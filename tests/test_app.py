@@ -458,12 +458,9 @@ def test_an_interrupt_in_either_flow_keeps_what_there_is(
 
 
 @pytest.mark.usefixtures("few_points")
-@pytest.mark.parametrize("error", [ValueError("no ink"), KeyboardInterrupt()])
-def test_a_page_that_cannot_be_written_costs_nothing_else(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_cannot_be_written_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> str:
-        raise error
+        raise ValueError("no ink")
 
     monkeypatch.setattr(run, "page", broken)
     done = invoke("run", written(tmp_path, TINY), "--out", tmp_path / "out")
@@ -471,6 +468,34 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(
     assert "note: no report.html was written" in done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == LEFT - {"report.html"}
     assert "output_gap_sup" in summary(tmp_path / "out")["runs"]["lifted"]
+
+
+@pytest.mark.usefixtures("few_points")
+def test_ctrl_c_while_a_page_is_written_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs follow; the flows are there, and the page is written by the command that goes on."""
+
+    def interrupt(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    file, out = written(tmp_path, TINY), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "page", interrupt)
+        assert f"--resume --out {out} goes on" in refused("run", file, "--out", out, code=130)
+    assert {path.name for path in out.glob("*.zarr")} == {"flow-gd.zarr", "flow-jko.zarr"}
+    assert invoke("run", file, "--out", out, "--resume").exit_code == 0
+    assert {path.name for path in out.iterdir()} == LEFT
+
+
+@pytest.mark.usefixtures("few_points")
+def test_runs_that_are_no_longer_asked_for_are_told(tmp_path: Path) -> None:
+    """One run lies in the folder itself, several in folders below: neither is silently begun beside the other."""
+    file, out = written(tmp_path, TINY), tmp_path / "out"
+    assert invoke("run", file, "--out", out).exit_code == 0
+    begun = out / "config.toml"
+    (out / "other").mkdir()
+    begun.rename(out / "other" / "config.toml")
+    said = refused("run", file, "--out", out, "--resume")
+    assert f"it has no run for {out / 'other' / 'config.toml'}" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -17,12 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import zarr as zarr_library
+from torch import Tensor
 
 import bigjko as bj
+import bigjko_kernels.costs
+from bigjko.neurons.dynamics import Free
 from bigjko.stepper import Step, Stepper
+from bigjko.store import zarr
+from bigjko.store.checkpoint import describe, pack, unpack, versions
 from bigjko.store.seal import seal
+from bigjko.store.seal import undisturbed as undisturbed_by_signals
+from bigjko.tape import Row, Tape
 
 from .registry import STEPPERS
 from .test_store import same, same_measure
@@ -180,6 +190,110 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path: Path) -> None:
     assert_same(resumed(tmp_path / "f"), undisturbed())
 
 
+class Slow(Free):
+    """Dynamics of a user's own, which say nothing of the start."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def velocity(self, w: Tensor, a: Tensor, slopes: Tensor, decay: float) -> Tensor:
+        return self.share * super().velocity(w, a, slopes, decay)
+
+
+def test_what_objects_and_scalars_of_others_say_is_compared(tmp_path: Path) -> None:
+    """Of a kernel its cost, of an object its public numbers, of NumPy's scalars their values."""
+    grid = bj.Grid.uniform([-1.0], [1.0], [9])
+
+    class Steep(bigjko_kernels.costs.SquaredEuclidean):
+        pass
+
+    plain = describe(bj.kernels.Dense(grid, 0.5), "kernel")
+    assert plain == {"kernel": "Dense", "kernel.epsilon": "0.5", "kernel.cost": "SquaredEuclidean"}
+    assert describe(bj.kernels.Dense(grid, 0.5, Steep()), "kernel")["kernel.cost"] == "Steep"
+    assert describe({"rtol": np.float32(0.5)}) == describe({"rtol": 0.5})
+    risk = bj.Risk(torch.ones(1, 1, dtype=D), torch.ones(1, dtype=D))
+    start = bj.ParticleMeasure.from_network(torch.ones(2, 1, dtype=D), torch.ones(2, dtype=D))
+    with pytest.raises(bj.FlowInterrupted):
+        bj.evolve(bj.GradientDescent(risk, tau=0.1, dynamics=Slow(0.5)), start, 1.0, checkpoint=tmp_path / "f",
+                  callbacks=[stopping(3)])  # fmt: skip
+    with pytest.raises(bj.StoreError, match=r"stepper.dynamics.share: 0.5 there, 0.25 here"):
+        bj.evolve(bj.GradientDescent(risk, tau=0.1, dynamics=Slow(0.25)), start, 1.0, checkpoint=tmp_path / "f",
+                  resume=True)  # fmt: skip
+
+
+def test_a_difference_of_long_lists_is_told_in_short(tmp_path: Path) -> None:
+    stepper, start = toy()
+    times = [T_END * k / 2000 for k in range(2001)]
+    with pytest.raises(bj.FlowInterrupted):
+        bj.evolve(stepper, start, T_END, save_at=times, checkpoint=tmp_path / "f", callbacks=[stopping(1)])
+    times[1000] += 1e-5
+    with pytest.raises(bj.StoreError, match=r"save_at: .*, 0.25, .* there, .*, 0.25001, .* here") as caught:
+        bj.evolve(stepper, start, T_END, save_at=times, checkpoint=tmp_path / "f", resume=True)
+    assert len(str(caught.value)) < 600
+
+
+def test_rounding_that_is_another_is_no_other_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over nodes round otherwise with other threads: a warning, and the flow goes on."""
+    stopped(tmp_path / "f")
+    exact, expected = Tape.first_row, undisturbed()
+
+    def rounded(*of: Any) -> Row:
+        time, outputs, risk, mass, stats = exact(*of)
+        return time, outputs * (1 + 1e-14), risk * (1 - 1e-14), mass, stats
+
+    monkeypatch.setattr(Tape, "first_row", rounded)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    with pytest.warns(bj.OtherVersionsWarning, match="threads .* -> 99"):
+        assert_same(resumed(tmp_path / "f"), expected)
+
+
+def test_a_store_that_no_flow_was_writing_is_not_called_damaged(tmp_path: Path) -> None:
+    undisturbed().save(tmp_path / "f")
+    with pytest.raises(bj.StoreError, match="which Flow.save or an older bigjko wrote, need the checkpoint of a flow"):
+        resumed(tmp_path / "f")
+
+
+def test_a_working_directory_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is meant where the flow was begun, or loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    stepper, start = toy()
+    flow = bj.evolve(stepper, start, T_END, save_at=SAVE_AT, checkpoint=bj.Checkpoint("f", 0.0),
+                     callbacks=[lambda *_: os.chdir("/")])  # fmt: skip
+    assert_same(flow, undisturbed())
+    os.chdir(tmp_path)
+    loaded = bj.Flow.load("f")
+    os.chdir("/")
+    assert_same(loaded, flow)
+
+
+def test_a_flow_that_has_gone_on_since_it_was_read_says_so(tmp_path: Path) -> None:
+    stopped(tmp_path / "f")
+    before = bj.Flow.load(tmp_path / "f")
+    resumed(tmp_path / "f")
+    with pytest.raises(bj.StoreError, match="whose flow has gone on since it was read.*: load it again"):
+        before.measures[:]
+
+
+def test_a_flow_that_goes_on_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being read may be removed: then what is there instead is read."""
+    stopped(tmp_path / "f")
+    real = zarr.read_records
+
+    def slow(*of: Any, **more: Any) -> bj.Flow:
+        monkeypatch.undo()
+        resumed(tmp_path / "f")
+        return real(*of, **more)
+
+    monkeypatch.setattr(zarr, "read_records", slow)
+    assert bj.Flow.load(tmp_path / "f").status is bj.Status.ok
+
+
+def test_attributes_that_json_cannot_hold_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(bj.StoreError, match="the flow attribute 'by' of type object, need what JSON can hold"):
+        bj.Checkpoint(tmp_path / "f", attributes={"by": object()})
+
+
 def test_code_that_has_changed_is_seen_by_what_it_says_of_the_start(tmp_path: Path) -> None:
     """A potential is code, of which the store knows the name alone."""
     grid = bj.Grid.uniform([-3.0], [3.0], [61])
@@ -202,6 +316,7 @@ def test_other_versions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bj, "__version__", "99.0")
     with pytest.warns(bj.OtherVersionsWarning, match=r"bigjko .* -> 99.0.*last digits may differ"):
         resumed(tmp_path / "f")
+    assert versions(torch.device("cuda")) == {**versions(torch.device("cpu")), "device": "cuda"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +339,19 @@ def test_a_state_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     stepper = Opaque(bj.Potential(lambda x: 0 * x[:, 0]), 0.5)
     with pytest.raises(bj.StoreError, match="whose state holds a object, need tensors, numbers"):
         bj.evolve(stepper, start, 3.0, checkpoint=bj.Checkpoint(tmp_path / "f", 0.0))
+
+
+@dataclass(frozen=True)
+class Part:
+    x: Tensor
+
+
+def test_a_state_in_a_tuple_comes_back(tmp_path: Path) -> None:
+    group = zarr_library.create_group(tmp_path / "state")
+    state = (Part(torch.tensor([-0.0, math.nan])), -0.0, (Part(torch.zeros(0, 2)), None))
+    tree = json.loads(json.dumps(pack(state, group, "state")))
+    back = unpack(tree, group, state, torch.device("cpu"))
+    assert repr(back) == repr(state)
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
@@ -276,6 +404,27 @@ def test_a_checkpoint_that_is_damaged_is_not_used_but_the_one_before(
         if k % 5 == 0:
             assert_same(resumed(tmp_path / "g"), expected)
         shutil.rmtree(tmp_path / "g")
+
+
+def test_the_next_checkpoint_replaces_one_that_is_damaged(tmp_path: Path) -> None:
+    stopped(tmp_path / "f")
+    flipped(tmp_path / "f" / "checkpoints" / "4" / "zarr.json", random.Random(1))
+    stepper, start = toy()
+    checkpoint = bj.Checkpoint(tmp_path / "f", 0.0)
+    assert_same(bj.evolve(stepper, start, T_END, save_at=SAVE_AT, checkpoint=checkpoint, resume=True), undisturbed())
+
+
+def test_what_kill_9_leaves_unfinished_is_swept_away(tmp_path: Path) -> None:
+    stopped(tmp_path / "f")
+    for folder in ("measures", "checkpoints"):
+        shutil.copytree(tmp_path / "f" / "measures" / "0", tmp_path / "f" / folder / ".1.0123abcd")
+    (tmp_path / "f" / ".zarr.json.0123abcd").write_text("{")
+    shutil.copytree(tmp_path / "f" / "checkpoints", tmp_path / "left")
+    assert_same(resumed(tmp_path / "f"), undisturbed())
+    assert not list((tmp_path / "f").rglob(".*"))
+    (tmp_path / "left").rename(tmp_path / "f" / "checkpoints")  # killed after the seal
+    assert_same(resumed(tmp_path / "f"), undisturbed())
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"zarr.json", "records", "measures"}
 
 
 def test_both_checkpoints_damaged_are_said_to_be(tmp_path: Path) -> None:
@@ -343,6 +492,19 @@ def test_a_lock_that_a_killed_process_left_holds_nobody_up(tmp_path: Path) -> No
     stopped(tmp_path / "f")
     (tmp_path / "f" / ".lock").write_text("")
     assert_same(resumed(tmp_path / "f"), undisturbed())
+
+
+def test_what_broke_a_flow_is_told_and_not_what_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without memory has none for the last checkpoint, either."""
+    import bigjko.store.checkpoint as checkpoint
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory, again")
+
+    monkeypatch.setattr(checkpoint, "put_measure", full)
+    stepper, start = toy()
+    with pytest.raises(ZeroDivisionError):
+        bj.evolve(stepper, start, T_END, callbacks=[stopping(2, ZeroDivisionError)], checkpoint=tmp_path / "f")
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, SystemExit])
@@ -425,6 +587,56 @@ def test_ctrl_c_and_sigterm_while_a_checkpoint_is_written_wait(tmp_path: Path, m
     monkeypatch.undo()
     assert len(bj.Flow.load(tmp_path / "f").times) == 2
     assert_same(resumed(tmp_path / "f"), undisturbed())
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_signals_while_a_flow_ends_are_heeded_after(
+    number: signal.Signals, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all of it is written. Only a second Ctrl-C is not."""
+    import bigjko.store.checkpoint as checkpoint
+
+    class Heeded(Exception):  # noqa: N818 - no error
+        pass
+
+    def heed(*_: object) -> None:
+        raise Heeded
+
+    def signalled(folder: Path, flow: bj.Flow) -> None:
+        signal.raise_signal(number)
+        if again:
+            signal.raise_signal(signal.SIGINT)
+        write_records(folder, flow)
+
+    write_records = zarr.write_records
+    monkeypatch.setattr(checkpoint if again else zarr, "write_records", signalled)
+    before = signal.signal(number, heed)
+    stepper, start = toy()
+    try:
+        with pytest.raises(Heeded):
+            bj.evolve(stepper, start, T_END, save_at=SAVE_AT, checkpoint=tmp_path / "f",
+                      callbacks=[stopping(2)] * again)  # fmt: skip
+    finally:
+        signal.signal(number, before)
+    assert bj.Flow.load(tmp_path / "f").status is (bj.Status.interrupted if again else bj.Status.ok)
+    monkeypatch.undo()
+    assert_same(resumed(tmp_path / "f"), undisturbed())
+
+
+def test_handlers_are_set_back_even_if_a_signal_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    real, calls = signal.signal, []
+
+    def late(number: int, handler: Any) -> Any:
+        calls.append(real(number, handler))
+        if len(calls) == 3:  # the first that is set back
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(signal, "signal", late)
+    with pytest.raises(KeyboardInterrupt), undisturbed_by_signals():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

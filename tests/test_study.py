@@ -274,8 +274,9 @@ def test_window_gap_sees_mass_that_outputs_do_not_tell() -> None:
     assert study.window_gap(way, at(0.0), at(turn)) == pytest.approx(1)
     assert study.window_gap(way, at(0.0), at(turn / 4)) == pytest.approx(0.25)  # a small move is a small gap
     assert study.window_gap(way, at(0.0, 0.0), at(0.0, 2.0)) == pytest.approx(0.5)
-    flat = bj.ParticleMeasure.from_network(torch.ones(1, 3, dtype=D), torch.ones(1, dtype=D))
-    assert math.isnan(study.window_gap(way, flat, flat))
+    for d in (1, 4):
+        other = bj.ParticleMeasure.from_network(torch.ones(1, d, dtype=D), torch.ones(1, dtype=D))
+        assert math.isnan(study.window_gap(way, other, other))
 
 
 def test_neurons_are_drawn_in_proportion_to_their_masses() -> None:
@@ -547,3 +548,18 @@ def test_a_table_of_gaps_says_what_could_not_be_trusted() -> None:
     assert "| -2.5e-01 | 1.0e-01 (0.03) | - | - (none) | - |" in line
     failed = rows[-1] | {"gap": None, "gap_share": None, "status": "infeasible at t = 0"}
     assert "infeasible at t = 0" in gaps_table([*rows[:-1], failed])
+
+
+def test_windows_see_mass_that_moved_and_not_where_nodes_lie() -> None:
+    """Half of the mass on another direction, or of another sign, shows; a turn by a thousandth is next to nothing."""
+    way = bj.neurons.Lifted()
+    for d in (2, 3):
+        W = torch.eye(d, dtype=torch.float64)[:2]
+        a = torch.ones(2, dtype=torch.float64)
+        here = bj.ParticleMeasure.from_network(W, a)
+        assert study.window_gap(way, here, here) == 0
+        for moved in (bj.ParticleMeasure.from_network(W * a.new_tensor([[1.0], [-1.0]]), a),
+                      bj.ParticleMeasure.from_network(W, a * a.new_tensor([1.0, -1.0]))):  # fmt: skip
+            assert 0.1 <= study.window_gap(way, moved, here) <= 0.5
+        turned = bj.ParticleMeasure.from_network(W + 1e-3, a)
+        assert study.window_gap(way, turned, here) <= 5e-3

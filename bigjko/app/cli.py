@@ -238,7 +238,8 @@ def app() -> "typer.Typer":
             asked = load_study(file)
             if device is not None:
                 asked = asked.model_copy(update={"device": device})
-            rows = execute_study(asked, folder, Console(stderr=True))
+            with terminated():
+                rows = execute_study(asked, folder, Console(stderr=True))
         except (ConfigError, ImportError) as refused:
             fail(refused)
         except OSError as refused:

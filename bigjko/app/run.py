@@ -87,6 +87,12 @@ def execute(
                 f"received the output folder {out}, which exists, need a new one: choose another with --out, or go on "
                 "in this one with --resume"
             )
+        for path in (*out.glob("config.toml"), *out.glob("*/config.toml")):
+            if path.parent not in folders.values():
+                raise ConfigError(
+                    f"received another experiment than {out} was begun with: it has no run for {path}, need the same "
+                    "to go on: choose a new folder with --out, or undo the change"
+                )
         for name, folder in folders.items():
             _check_same(folder / "config.toml", configs[name])
     with notes(console, log=log):
@@ -240,7 +246,7 @@ def _report(one: Prepared, folder: Path, held: Comparison, console: Any, log: Js
             versions=json.loads((folder / "versions.json").read_text("utf-8")),
         )
         (folder / "report.html").write_text(text, "utf-8")
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - hours of steps are not lost to their picture
+    except Exception as error:  # noqa: BLE001 - hours of steps are not lost to their picture
         reason = f"{type(error).__name__}: {error}"
         _note(f"no report.html was written ({reason})", console, log)
 
@@ -313,6 +319,7 @@ def versions(device: str) -> dict[str, Any]:
         "numpy",
         "torchdiffeq",
         "scikit-learn",
+        "pyarrow",
         "xarray",
         "zarr",
         "matplotlib",

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels import Circle, Sphere
+
 from ..compare import compare
 from ..evolve import countable, evolve
 from ..extrapolate import extrapolate
@@ -34,7 +36,9 @@ from .table import Row, Table
 from .ways import GridChoice
 
 _POINTS = 300  # thinned to, for transport: a tenth of the time of compare's own 1000, and 3e-4 off (circle of 512)
-_WINDOWS = 16
+_WINDOWS = {2: 16, 3: 32}  # by dimension
+_REACH = {2: 1.0, 3: 1.5}  # of a hat, in distances of neighbours
+_AT_ONCE = 1 << 16  # neurons
 _TRUST = 10  # times that a reference's own error must be below the gap
 _EXACT_SEEDS = 5
 _ORDERS = {"first": 1, "second": 2}  # of what extrapolation cancels, in tau
@@ -343,9 +347,10 @@ def _tolerance(choice: Reference, name: str) -> float | None:
 
 
 def window_gap(way: Neurons, one: GridMeasure | ParticleMeasure, two: GridMeasure | ParticleMeasure) -> float:
-    """The largest difference of mass |w| |a| in a window of angle and a sign, over the second's whole mass; d = 2 only.
+    """The largest difference of mass |w| |a| in a window of directions and a sign, over the second's whole mass.
 
-    Windows are 16 overlapping hats that sum to 1: mass on an edge is in both neighbours, and no node's place tells.
+    In the plane and in space; NaN elsewhere. Windows are overlapping hats that sum to 1, 16 of them on a circle and 32
+    on a sphere: mass on an edge is in its neighbours, too, and no node's place tells.
     """
     first, second = _windows(way, one), _windows(way, two)
     if first is None or second is None:
@@ -355,17 +360,19 @@ def window_gap(way: Neurons, one: GridMeasure | ParticleMeasure, two: GridMeasur
 
 def _windows(way: Neurons, measure: GridMeasure | ParticleMeasure) -> Float[Tensor, "2 k"] | None:
     neurons = way.particles(measure, drop=0.0) if isinstance(measure, GridMeasure) else measure
-    if neurons.w.shape[1] != 2:
+    w, a, d = neurons.w.double(), neurons.a.double(), neurons.w.shape[1]
+    if d not in _WINDOWS:
         return None
-    w, a = neurons.w.double(), neurons.a.double()
-    mass = neurons.masses.double() * w.norm(dim=1) * a.abs()
-    turns = torch.atan2(w[:, 1], w[:, 0]) / (2 * math.pi) * _WINDOWS
-    left = turns.floor()
-    right_share = turns - left
-    held = torch.zeros(2, _WINDOWS, dtype=torch.float64, device=w.device)
-    sheet = (a < 0).long()
-    for index, share in ((left, 1 - right_share), (left + 1, right_share)):
-        held.index_put_((sheet, index.long() % _WINDOWS), mass * share, accumulate=True)
+    windows = Circle.uniform(_WINDOWS[d]) if d == 2 else Sphere.fibonacci(_WINDOWS[d])
+    centres, radius = windows.nodes.to(w), _REACH[d] * windows.spacing
+    held = torch.zeros(2, _WINDOWS[d], dtype=torch.float64, device=w.device)
+    for v, b, masses in zip(*(x.split(_AT_ONCE) for x in (w, a, neurons.masses.double())), strict=True):
+        norm = v.norm(dim=1)
+        angle = ((v / norm.clamp(min=1e-300)[:, None]) @ centres.T).clamp(-1, 1).acos()
+        hats = (1 - angle / radius).clamp(min=0)
+        mass = (masses * norm * b.abs() / hats.sum(1).clamp(min=1e-300))[:, None] * hats
+        held[0] += mass[b >= 0].sum(0)
+        held[1] += mass[b < 0].sum(0)
     return held.cpu()
 
 

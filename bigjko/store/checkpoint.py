@@ -5,8 +5,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
+import signal
 import time as clock
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +31,19 @@ from ..status import Status
 from ..stepper import Stepper
 from ..tape import Reached, Row, Tape
 from .measures import READING, StoredMeasures, array, damaged, put_measure, read_measure, tensor, write_measure
-from .seal import DamageError, StoreError, check, seal, undisturbed, whole
-from .zarr import begin, checkpoints, complete, load, opened, read_records, refuse_existing, write_records, writing
+from .seal import DamageError, StoreError, check, seal, sweep, undisturbed, whole
+from .zarr import (
+    as_json,
+    begin,
+    checkpoints,
+    complete,
+    load,
+    opened,
+    read_records,
+    refuse_existing,
+    write_records,
+    writing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Checkpoint:
             raise StepError(f"received seconds = {self.seconds} for a Checkpoint, need a number from 0: 60 by default")
         need("zarr", "Checkpoint")
         need("xarray", "Checkpoint")
+        as_json(self.attributes)  # now, and not after hours of steps
 
     def tape(self, stepper: Stepper[Any, Any], start: Measure, asked: dict[str, Any], resume: bool) -> "StoredTape":
         """The record of a flow, on disk."""
@@ -80,7 +95,7 @@ class StoredTape(Tape):
     facts: dict[str, Any] = dataclasses.field(kw_only=True)
 
     def __enter__(self) -> "StoredTape":
-        self.path = Path(self.checkpoint.path)
+        self.path = Path(self.checkpoint.path).absolute()  # whatever a callback makes the working directory
         self._number, self._spent, self._last, self._ended = 0, 0.0, clock.monotonic(), False
         there = self.path.exists() or self.path.is_symlink()
         if there and not self.resume:
@@ -105,7 +120,7 @@ class StoredTape(Tape):
         try:
             if error is not None and not self._ended and hasattr(self, "reached"):
                 self._cut()
-                with contextlib.suppress(StoreError, MemoryError):  # what broke the flow is what is to be told
+                with contextlib.suppress(Exception):  # what broke the flow is what is to be told
                     self._write(Status.unfinished)
         finally:
             (self.path / ".lock").unlink(missing_ok=True)
@@ -114,11 +129,20 @@ class StoredTape(Tape):
     def resumed(self, state: Any, first: Row) -> Flow | None:
         """See Tape."""
         root = opened(self.path)
+        if "made_of" not in root.attrs:
+            raise StoreError(
+                f"received the store {self.path} to resume, which Flow.save or an older bigjko wrote, need the "
+                "checkpoint of a flow: choose another path, or load it"
+            )
         try:
             check(self.path)
             self._same(dict(root.attrs["made_of"]))
+            with writing(self.path):
+                for folder in (self.path, self.path / "measures", self.path / "checkpoints"):
+                    sweep(folder)
             if root.attrs["complete"]:
                 self._ended = True
+                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # if killed just before it was removed
                 return load(self.path, neurons=self.neurons)
             found = self._newest()
             if found is None:
@@ -146,7 +170,8 @@ class StoredTape(Tape):
 
     def end(self, status: Status) -> Flow:
         """The flow, sealed; one that the user stopped as a checkpoint, from which it can go on."""
-        with undisturbed(heed=False):  # a second Ctrl-C, from impatience, would cost what the first has kept
+        again = signal.SIGINT if status is Status.interrupted else None  # a second Ctrl-C, from impatience
+        with undisturbed(ignore=again):
             if status is Status.interrupted:
                 self._cut()
                 self._write(status)
@@ -180,8 +205,10 @@ class StoredTape(Tape):
                 put_measure(measure, reached.measure, exact=True)
                 tree = pack(reached.state, group.create_group("state"), "state")
                 numbers = {name: getattr(reached, name) for name in ("time", "steps", "rows", "saved")}
-                group.attrs.update({"state": tree, "versions": versions(), "seconds": self.seconds, **numbers})
+                numbers |= {"seconds": self.seconds, "versions": versions(self.start.masses.device)}
+                group.attrs.update({"state": tree, **numbers})
                 seal(folder)
+                shutil.rmtree(folders / str(self._number), ignore_errors=True)  # damaged, or its measures are
             for old in folders.glob("[0-9]*"):
                 if int(old.name) < self._number - 1:
                     shutil.rmtree(old, ignore_errors=True)
@@ -213,7 +240,10 @@ class StoredTape(Tape):
             columns = (x[k].to(device) for x in (flow.outputs, flow.risks, flow.masses))
             self.rows.append((time, *columns, stats))
         (_, *begun, _), (_, *asked, _) = self.rows[0], first
-        if not all(torch.equal(x.double(), y.double()) for x, y in zip(begun, asked, strict=True)):
+        # Rounding is another with other threads or another device, of which a warning is enough.
+        near = torch.finfo(self.start.masses.dtype).eps ** 0.5
+        pairs = [(x.double(), y.double()) for x, y in zip(begun, asked, strict=True)]
+        if not all(x.shape == y.shape and torch.allclose(x, y, near, near, equal_nan=True) for x, y in pairs):
             raise StoreError(
                 f"received the checkpoint {self.path} of a flow whose outputs, risk or mass at time 0 are others, need "
                 "the same energy and the same start: choose another path, or take what it was begun with"
@@ -224,7 +254,7 @@ class StoredTape(Tape):
             unpack(numbers["state"], group["state"], state, device), numbers["rows"], numbers["saved"],
         )  # fmt: skip
         self._number, self._spent = int(folder.name) + 1, numbers["seconds"]
-        here, there = versions(), dict(numbers["versions"])
+        here, there = versions(self.start.masses.device), dict(numbers["versions"])
         if here != there:
             others = ", ".join(
                 f"{name} {there.get(name)} -> {here[name]}" for name in here if here[name] != there.get(name)
@@ -241,7 +271,7 @@ class StoredTape(Tape):
         names = sorted({*there, *self.facts}, key=[*self.facts, *there].index)
         absent = object()
         apart = [
-            f"{name}: {there.get(name, 'nothing')} there, {self.facts.get(name, 'nothing')} here"
+            "{}: {} there, {} here".format(name, *_apart(there.get(name, "nothing"), self.facts.get(name, "nothing")))
             for name in names
             if there.get(name, absent) != self.facts.get(name, absent)
         ]
@@ -253,7 +283,7 @@ class StoredTape(Tape):
             )
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device) -> dict[str, str]:
     """What decides on the last digits of a flow."""
     from .. import __version__
 
@@ -262,6 +292,7 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
+        "device": device.type,
     }
 
 
@@ -305,7 +336,8 @@ def unpack(tree: Any, group: Any, like: Any, device: torch.device) -> Any:
         fields = {key: unpack(value, group, getattr(like, key), device) for key, value in inner.items()}
         return dataclasses.replace(like, **fields)
     if kind == "tuple":
-        return tuple(unpack(value, group, None, device) for value in inner)
+        likes = like if isinstance(like, tuple) and len(like) == len(inner) else (None,) * len(inner)
+        return tuple(unpack(value, group, one, device) for value, one in zip(inner, likes, strict=True))
     return slice(*inner) if kind == "slice" else float(inner)
 
 
@@ -314,12 +346,14 @@ def unpack(tree: Any, group: Any, like: Any, device: torch.device) -> Any:
 
 def describe(value: Any, name: str = "") -> dict[str, Any]:
     """What a flow is made of, as text by name: tensors by their SHA-256, code by its name."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         parts = {str(key): inner for key, inner in value.items()}
     elif isinstance(value, Tensor):
         return {name: f"{_kind(value)} {hashlib.sha256(array(value).tobytes()).hexdigest()[:16]}"}
     elif isinstance(value, GibbsKernel):
-        return {name: type(value).__name__, f"{name}.epsilon": str(value.epsilon)}
+        parts = {"": type(value).__name__, "epsilon": value.epsilon, "cost": value.cost}
     elif isinstance(value, Neurons):
         parts = value.to_dict()
     elif isinstance(value, GridMeasure):  # one that a step has moved in a box is put together first
@@ -329,6 +363,11 @@ def describe(value: Any, name: str = "") -> dict[str, Any]:
         parts = {"": type(value).__name__, **parts}
     elif isinstance(value, list | tuple):
         parts = {str(k): inner for k, inner in enumerate(value)} if any(map(_deep, value)) else {"": str(list(value))}
+    elif not hasattr(value, "__qualname__") and hasattr(value, "__dict__"):
+        # An object of no known kind: what it says in public and in simple terms. Others may be caches, or each other.
+        simple = bool | int | float | str | np.generic | Tensor
+        said = {key: x for key, x in vars(value).items() if not key.startswith("_") and isinstance(x, simple)}
+        parts = {"": _text(value), **said}
     else:
         return {name: _text(value)}
     found: dict[str, Any] = {}
@@ -352,4 +391,13 @@ def _text(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def _apart(one: str, two: str) -> tuple[str, str]:
+    """Two texts, or where they are long what is about their first difference."""
+    if max(len(one), len(two)) <= _LONG:
+        return one, two
+    first = max(0, len(os.path.commonprefix((one, two))) - _LONG // 4)
+    return f"...{one[first : first + _LONG]}...", f"...{two[first : first + _LONG]}..."
+
+
+_LONG = 80  # characters: a save_at may have any number of times
 _SHOWN = 5  # differences

@@ -29,7 +29,7 @@ class StoredMeasures(Sequence[Measure]):
     """
 
     def __init__(self, store: Path, number: int, latest: Path | None = None, *, sealed: bool = True) -> None:
-        self._store, self._sealed = store, sealed
+        self._store, self._sealed, self._latest = store, sealed, latest
         self._groups = [store / "measures" / str(k) for k in range(number)] + ([] if latest is None else [latest])
         self._kept: tuple[int, Measure] | None = None
 
@@ -47,6 +47,11 @@ class StoredMeasures(Sequence[Measure]):
         k = range(len(self))[k]
         if self._kept is None or self._kept[0] != k:
             group = self._groups[k]
+            if group == self._latest and not group.exists():
+                raise StoreError(
+                    f"received the store {self._store}, whose flow has gone on since it was read, need the measure "
+                    "that it has reached by now: load it again"
+                )
             try:
                 if self._sealed and group.parent.name == "measures":  # the latest is part of a checkpoint
                     check(group)

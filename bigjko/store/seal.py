@@ -87,21 +87,35 @@ def whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `whole` and `seal` leave in a folder when the process is killed; nobody may be writing there."""
+    for left in folder.glob(".*.????????"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def undisturbed(*, heed: bool = True) -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended, and are heeded then, or not."""
+def undisturbed(*, ignore: int | None = None) -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block has ended, and are heeded then; all but one that is ignored."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    came: list[int] = []
-    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in _SIGNALS}
-    try:
+    came: set[int] = set()
+
+    def heed() -> None:
+        for one in came - {ignore}:
+            signal.raise_signal(one)
+
+    with contextlib.ExitStack() as after:  # sets the second handler back even where a signal comes after the first
+        after.callback(heed)
+        for one in _SIGNALS:
+            handler = signal.getsignal(one)
+            if handler is not None:  # None is of another language, and could not be set back
+                after.callback(signal.signal, one, handler)
+                signal.signal(one, lambda number, _: came.add(number))
         yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        if came and heed:
-            signal.raise_signal(came[0])
 
 
 def _files(path: Path) -> list[Path]:

@@ -67,13 +67,14 @@ def to_xarray(flow: Flow) -> "xarray.Dataset":
         "status_text": flow.status.value,
         "neurons": json.dumps(None if flow.neurons is None else flow.neurons.to_dict()),
         "saved_times": flow.saved_times.tolist(),
-        "attributes": _json(flow.attributes),
+        "attributes": as_json(flow.attributes),
     }
     dataset: xarray.Dataset = xr.Dataset(variables, coordinates, attributes)
     return dataset
 
 
-def _json(attributes: dict[str, Any]) -> str:
+def as_json(attributes: dict[str, Any]) -> str:
+    """The attributes of a flow; raise StoreError for what JSON cannot hold."""
     for key, value in attributes.items():
         try:
             json.dumps(value)
@@ -122,7 +123,7 @@ def complete(store: Path, flow: Flow) -> None:
     """Add the records to a store that has the measures, and seal it."""
     with whole(store / "records") as folder:
         write_records(folder, flow)
-    seal(store, ("records", "measures/zarr.json", "measures/*/zarr.json"), complete=True)
+    seal(store, ("records", "measures/zarr.json", "measures/[0-9]*/zarr.json"), complete=True)
     shutil.rmtree(store / "checkpoints", ignore_errors=True)
 
 
@@ -174,7 +175,25 @@ def load(path: str | Path, *, neurons: Neurons | None = None) -> Flow:
         StoreError: if there is no store at path, it is no flow, a newer bigjko wrote it, or it is damaged.
     """
     need("xarray", "Flow.load")
-    path = Path(path)
+    path = Path(path).absolute()  # measures are read later, from wherever that is then
+    while True:
+        before = _stage(path)
+        try:
+            return _load(path, neurons)
+        except StoreError:
+            if _stage(path) == before:
+                raise  # else the flow has gone on, and removed what was being read
+
+
+def _stage(path: Path) -> tuple[list[Path], bytes]:
+    """What changes whenever a flow that is being written removes something."""
+    try:
+        return checkpoints(path), (path / "zarr.json").read_bytes()
+    except (OSError, ValueError):
+        return [], b""
+
+
+def _load(path: Path, neurons: Neurons | None) -> Flow:
     root = opened(path)
     sealed = root.attrs["format_version"] > 1
     try:
