@@ -213,7 +213,11 @@ def test_a_json_log_hears_of_every_flow_and_note(tmp_path: Path) -> None:
     assert any(one["event"] == "note" and "narrower than 2 nodes" in one["message"] for one in found)
     # On standard error there is nothing else.
     again = invoke("run", file, "--out", tmp_path / "out", "--resume", "--json-log", "-")
-    assert {json.loads(line)["event"] for line in again.stderr.splitlines()} == {"resumed", "end"}
+    assert {json.loads(line)["event"] for line in again.stderr.splitlines()} == {"resumed", "end", "note"}
+    refused("run", file, "--out", tmp_path / "out", "--json-log", tmp_path / "second")
+    (event,) = [json.loads(line) for line in (tmp_path / "second").read_text("utf-8").splitlines()]
+    assert (event["event"], event["flow"]) == ("failed", None)
+    assert "which exists, need a new one" in event["message"]
     assert "which cannot be written (No such file or directory)" in refused(
         "run", file, "--out", tmp_path / "new", "--json-log", tmp_path / "none" / "log"
     )
@@ -439,7 +443,7 @@ def test_an_interrupt_in_either_flow_keeps_what_there_is(
     out = tmp_path / "out"
     said = refused("run", written(tmp_path, TINY), "--out", out, "--json-log", tmp_path / "log", code=130)
     event = json.loads((tmp_path / "log").read_text("utf-8").splitlines()[-1])
-    assert (event["event"], event["flow"]) == ("interrupted", kind.lower())
+    assert (event["event"], event["flow"]) == ("interrupted", kind.lower())  # once
     assert len(said.splitlines()) == 1
     assert said.startswith("interrupted: ")
     assert {path.name for path in out.glob("*.zarr")} == kept

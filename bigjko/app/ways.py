@@ -252,7 +252,7 @@ WAYS: dict[str, Way] = {
         Pairs,
         _CUBE,
         {"gaussian": StartKind(("mean", "std"), (), _gaussian), "network": _NORMAL},
-        ({"nodes": 16, "radius": 3.5}, _WIDE | {"std": 0.9}),
+        ({"nodes": 18, "radius": 4.0}, _WIDE | {"std": 1.0}),
     ),
     "scales": Way(Scales, _CUBE, {"network": _NORMAL}, ({"nodes": 24, "radius": 4.0}, _NEURONS | {"std": 0.5})),
     "polar-cone": Way(PolarCone, _CUBE, _POLAR | {"network": _BALANCED}, ({"nodes": 96, "radius": 2.5}, _RING)),

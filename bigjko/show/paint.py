@@ -86,7 +86,7 @@ def _curve(ax: Any, trace: Trace, frames: list[Trace]) -> Callable[[int], None]:
     first = trace["line"].get("dash", "solid") != "solid"
     # Kinks over a map are seen on white and on dark blue.
     colour = (COLOURS[1] if first else GREY) if trace["meta"] == "soft" else COLOURS[int(trace["meta"][1:])]
-    how = {"linewidth": 0.8, "linestyle": ":" if first else "-"}
+    how: dict[str, Any] = {"linewidth": 1.2 if first else 0.8, "linestyle": ":" if first else "-"}
     if trace["meta"] != "soft":
         broad = trace["line"]["width"] > 3
         how = SECOND if broad else FIRST if trace["line"].get("dash") == "6px,3px" else {}

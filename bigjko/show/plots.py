@@ -76,7 +76,7 @@ def _grows(flow: Flow) -> bool:
 
 
 def _page(count: int = 4) -> "tuple[matplotlib.figure.Figure, Any]":
-    columns = 2 if count <= 4 else 3
+    columns = 2 if count in (2, 4) else 3
     rows = math.ceil(count / columns)
     size = (5.0 * columns, 3.6 * rows)
     figure: matplotlib.figure.Figure = need("matplotlib.figure", "a plot").Figure(size, layout="constrained")

@@ -88,13 +88,14 @@ class Bars:
     """
 
     def __init__(self, console: Any = None) -> None:
-        progress = need("rich.progress", "Bars")
+        progress, column = need("rich.progress", "Bars"), need("rich.table", "Bars").Column
         self.console = need("rich.console", "Bars").Console(stderr=True) if console is None else console
         self.shown: bool = self.console.is_terminal and not self.console.quiet
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
-            progress.TextColumn("{task.fields[facts]}"),
+            progress.BarColumn(bar_width=16),
+            # On a narrow terminal the facts take a second line, and the time that is left is not cut off.
+            progress.TextColumn("{task.fields[facts]}", table_column=column(no_wrap=False)),
             progress.TimeElapsedColumn(),
             progress.TextColumn("{task.fields[left]}"),
             console=self.console,
@@ -150,9 +151,9 @@ class JsonLog:
     """Lines of JSON on flows under way: events, and at most once a second the numbers of a step; a context.
 
     Every line has `event` and `at` (seconds since 1970). `start`, `resumed`, `end`, `interrupted` and `failed` are
-    events of a flow, `step` has its `Watch.facts`, `note` a message. What is not known, or not finite, is null. Each
-    line is flushed when it is written. A log that can no longer be written (a full disk, a closed pipe) ends there, and
-    stops no flow.
+    events of a flow, the last two of none where an error comes between flows; `step` has its `Watch.facts`, `note` a
+    message. What is not known, or not finite, is null. Each line is flushed when it is written. A log that can no
+    longer be written (a full disk, a closed pipe) ends there, and stops no flow.
 
         with JsonLog("flow.jsonl") as log, log.flow("jko", 2.0) as heard:
             evolve(stepper, start, 2.0, callbacks=[heard])
@@ -168,6 +169,7 @@ class JsonLog:
     def __init__(self, file: str | Path | io.TextIOBase, *, pause: float = _LINE) -> None:
         self._pause = pause
         self._own = not isinstance(file, io.TextIOBase) and str(file) != "-"
+        self._told = False  # that the last flow ended early
         self._stream: Any = sys.stderr
         if isinstance(file, io.TextIOBase):
             self._stream = file
@@ -180,6 +182,8 @@ class JsonLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self._told:  # between two flows
+            self._ended(error, run=None, flow=None)
         if self._own and self._stream is not None:
             with contextlib.suppress(OSError):
                 self._stream.close()
@@ -228,14 +232,19 @@ class JsonLog:
                 self.event("step", **about, **watch.facts(time, step))
 
         self.event("resumed" if resumed else "start", **about, t_end=t_end)
+        self._told = False
         try:
             yield heard
         except BaseException as error:
-            stopped = isinstance(error, FlowInterrupted | KeyboardInterrupt)
-            message = str(error) or type(error).__name__
-            self.event("interrupted" if stopped else "failed", **about, t_end=t_end, time=reached, message=message)
+            self._ended(error, **about, t_end=t_end, time=reached)
             raise
         self.event("end", **about, t_end=t_end)
+
+    def _ended(self, error: BaseException, **facts: Any) -> None:
+        """Of what ended early."""
+        stopped = isinstance(error, FlowInterrupted | KeyboardInterrupt)
+        self.event("interrupted" if stopped else "failed", **facts, message=str(error) or type(error).__name__)
+        self._told = True
 
 
 def _at(flow: Flow, times: list[float], time: float) -> Float[Tensor, " n"]:
