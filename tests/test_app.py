@@ -384,10 +384,10 @@ def test_a_flow_that_was_cut_short_says_so_when_it_is_compared(tmp_path: Path) -
     out = tmp_path / "out"
     assert invoke("run", written(tmp_path, TINY), "--out", out).exit_code == 0
     whole = bj.Flow.load(out / "flow-jko.zarr")
-    shutil.rmtree(out / "flow-jko.zarr")
     cut = dataclasses.replace(
         whole, status=bj.Status.interrupted, saved_times=whole.saved_times[:1], measures=whole.measures[:1]
     )
+    shutil.rmtree(out / "flow-jko.zarr")
     cut.save(out / "flow-jko.zarr")
     shown = invoke("compare", out).stdout
     assert "JKO interrupted" in shown
