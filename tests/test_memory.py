@@ -1,5 +1,6 @@
 """What a step needs is known before it is there, and refused where there is not as much."""
 
+import os
 import re
 import subprocess
 import sys
@@ -102,8 +103,6 @@ print(estimate, resident("VmHWM") - before)
     [
         ("ImplicitGradientDescent", 20_000, 200, 2),
         ("ImplicitGradientDescent", 20_000, 200, 10),
-        ("SlidingFlow", 20_000, 200, 2),
-        ("SlidingFlow", 40_000, 100, 5),
         ("GradientFlow", 500_000, 20, 2),
         ("GradientFlow", 200_000, 20, 10),
     ],
@@ -111,9 +110,11 @@ print(estimate, resident("VmHWM") - before)
 def test_the_estimate_of_particles_is_within_a_quarter_of_the_peak(
     kind: str, m: int, n: int, d: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of what is asked for: glibc keeps freed blocks below 32 MB, by which peaks of one case have differed by 40%."""
     ran = subprocess.run(
-        [sys.executable, "-c", NEURONS, kind, str(m), str(n), str(d)], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", NEURONS, kind, str(m), str(n), str(d)], capture_output=True, text=True, check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )  # fmt: skip
     estimate, peak = map(int, ran.stdout.split())
     with capsys.disabled():
         print(f"\n  {kind} m={m} n={n}: estimate {memory.gib(estimate)}, peak {memory.gib(peak)}", end="")  # noqa: T201

@@ -44,7 +44,7 @@ class GradientFlow(ParticleStepper):
 
     def memory_of(self, m: int, n: int, d: int) -> int:
         """See ParticleStepper; measured."""
-        return 8 * m * (46 + 34 * (d + 1))
+        return 258 * m * (d + 1)
 
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
         odeint: Callable[..., Tensor] = need("torchdiffeq", "GradientFlow").odeint

@@ -62,7 +62,7 @@ class ImplicitGradientDescent(ParticleStepper):
 
     def memory_of(self, m: int, n: int, d: int) -> int:
         """See ParticleStepper; measured."""
-        return 8 * m * (12 * n + 96 * (d + 1))
+        return 68 * m * n + 568 * m * (d + 1)
 
     @torch.no_grad()
     def _move(self, measure: ParticleMeasure, state: ParticleState, dt: float) -> Move:
