@@ -63,6 +63,7 @@ def evolve(
     """
     save_at = [float(t) for t in save_at]  # arrays, tensors and generators alike
     targets = _targets(t_end, save_at)
+    kept = set(save_at or (0.0, float(t_end)))
     countable(stepper.tau, t_end)
     if record < 1:
         raise StepError(f"received record = {record}, need at least 1")
@@ -74,7 +75,7 @@ def evolve(
         flow = tape.resumed(state, first)
         if flow is None:
             if not tape.rows:
-                tape.begin(start, state, first, keep=0.0 in targets or not save_at)
+                tape.begin(start, state, first, keep=0.0 in kept)
             status = Status.ok
             try:
                 while tape.reached.time < t_end and status is Status.ok:
@@ -86,8 +87,7 @@ def evolve(
                         break
                     time = until if step.dt >= until - now.time else now.time + step.dt
                     ended = time >= t_end
-                    kept = time in targets and (time < t_end or t_end in save_at) if save_at else ended
-                    tape.step(time, step, record=(now.steps + 1) % record == 0 or ended, keep=kept)
+                    tape.step(time, step, record=(now.steps + 1) % record == 0 or ended, keep=time in kept)
                     tape.rest()
                     for callback in heard:
                         callback(time, step)

@@ -103,6 +103,8 @@ print(estimate, resident("VmHWM") - before)
     [
         ("ImplicitGradientDescent", 20_000, 200, 2),
         ("ImplicitGradientDescent", 20_000, 200, 10),
+        ("SlidingFlow", 3_000, 200, 2),
+        ("SlidingFlow", 6_000, 100, 5),
         ("GradientFlow", 500_000, 20, 2),
         ("GradientFlow", 200_000, 20, 10),
     ],

@@ -123,12 +123,12 @@ def read_measure(path: Path, *, like: Measure | None = None) -> Measure:
     device = like.grid.device
     grid, log_masses = grid.to(device=device), log_masses.to(device)
     grid = like.grid if grid.matches(like.grid) else grid
-    whole_ = GridMeasure.known(grid, log_masses, tensor(group["masses"]).to(device))
+    measure = GridMeasure.known(grid, log_masses, tensor(group["masses"]).to(device))
     if "box" not in group.attrs:
-        return whole_
+        return measure
     box = tuple(slice(*ends) for ends in group.attrs["box"])
-    on_box = GridMeasure.known(part(grid, box), log_masses[box].contiguous(), whole_.masses[box].contiguous())
-    return BoxedMeasure(whole_, box, on_box, group.attrs["outside"], group.attrs["edge"])
+    on_box = GridMeasure.known(part(grid, box), log_masses[box].contiguous(), measure.masses[box].contiguous())
+    return BoxedMeasure(measure, box, on_box, group.attrs["outside"], group.attrs["edge"])
 
 
 def _read_factor(group: Any) -> Factor:
