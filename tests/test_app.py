@@ -127,6 +127,13 @@ def test_run_leaves_a_folder_that_can_be_read_again(tmp_path: Path) -> None:
     shown, wrote = again.stdout.splitlines(), done.stdout.splitlines()
     assert shown == wrote[:-1]  # compare writes nothing, and does not say it did
     assert wrote[-1] == f"All of it is in {out}"
+    for name in ("report.html", "flows.png"):
+        (out / name).unlink()
+    assert invoke("compare", out, "--report").stdout == again.stdout
+    assert {path.name for path in out.iterdir()} == LEFT
+    assert ">lifted<" in (out / "report.html").read_text("utf-8")
+    (out / "config.toml").unlink()
+    assert "config.toml" in refused("compare", out, "--report")
 
 
 @pytest.mark.usefixtures("few_points")

@@ -96,6 +96,18 @@ def test_a_study_leaves_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> Non
     assert sorted((out / "study.csv").read_text("utf-8").splitlines()) == sorted(text.splitlines())
 
 
+def test_a_json_log_hears_of_every_flow_of_a_study(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert invoke("study", written(tmp_path, TINY), "--out", out, "--json-log", tmp_path / "log").exit_code == 0
+    found = [json.loads(line) for line in (tmp_path / "log").read_text("utf-8").splitlines()]
+    ends = [(one["run"], one["flow"]) for one in found if one["event"] == "end"]
+    # On each of two grids GD at its tau and at half of it, and JKO at two.
+    assert len(ends) == len(set(ends)) + 2 == 8
+    assert {run for run, _ in ends} == {"pair circle"}
+    assert {"2x24 tau = 0.1 JKO", "2x48 tau = 0.05 JKO"} <= {flow for _, flow in ends}
+    assert all(one["time"] == 0.2 for one in found if one["event"] == "step" and one["time"] >= 0.2)
+
+
 def test_a_row_says_what_the_flows_say(tmp_path: Path) -> None:
     """Gap, risk gap and the reference's own error, from flows made by hand."""
     rows = study.execute_study(study_config.load_study(written(tmp_path, TINY)), tmp_path / "out", None)

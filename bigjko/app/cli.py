@@ -93,6 +93,13 @@ def app() -> "typer.Typer":
     from .study_config import load_study
     from .ways import WAYS
 
+    LogFile = Annotated[  # noqa: N806 - a type
+        str | None,
+        typer.Option(
+            "--json-log", metavar="FILE", help="Append a line of JSON a second: a file, or - for standard error."
+        ),
+    ]
+
     commands = typer.Typer(
         no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=_FIRST
     )
@@ -150,10 +157,7 @@ def app() -> "typer.Typer":
         device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on in the folder --out where this stopped.")] = False,
         checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
-        json_log: Annotated[
-            str | None,
-            typer.Option(metavar="FILE", help="Append a line of JSON a second: a file, or - for standard error."),
-        ] = None,
+        json_log: LogFile = None,
     ) -> None:
         """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder.
 
@@ -191,14 +195,17 @@ def app() -> "typer.Typer":
     @commands.command()
     def compare(
         folder: Annotated[Path, typer.Argument(help="What bigjko run left: of one run, or of several.")],
+        report: Annotated[
+            bool, typer.Option("--report", help="Make report.html and flows.png of every run anew.")
+        ] = False,
     ) -> None:
         """Read the flows of a folder again and say how far apart they are."""
         try:
-            found, skipped = reload(folder)
+            found, skipped = reload(folder, Console(stderr=True) if report else None)
         except (ConfigError, ImportError, OSError, ValueError) as refused:
             fail(refused)
         except KeyboardInterrupt:
-            fail("interrupted: nothing has been changed", INTERRUPTED)
+            fail("interrupted: the flows are as they were", INTERRUPTED)
         for line in skipped:
             Console(stderr=True).print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
         _show(found)
@@ -231,6 +238,7 @@ def app() -> "typer.Typer":
             Path | None, typer.Option(help="A new folder, or one this study left; studies/<file> by default.")
         ] = None,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the file's by default.")] = None,
+        json_log: LogFile = None,
     ) -> None:
         """See _STUDY."""
         folder = Path("studies") / file.stem if out is None else out
@@ -238,8 +246,8 @@ def app() -> "typer.Typer":
             asked = load_study(file)
             if device is not None:
                 asked = asked.model_copy(update={"device": device})
-            with terminated():
-                rows = execute_study(asked, folder, Console(stderr=True))
+            with terminated(), logged(json_log) as log:
+                rows = execute_study(asked, folder, Console(stderr=True, quiet=json_log == "-"), log)
         except (ConfigError, ImportError) as refused:
             fail(refused)
         except OSError as refused:

@@ -119,15 +119,19 @@ def refusals(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {refused}") from refused
 
 
+def risk_of(question: Question, way: str, known: Points) -> Risk:
+    """The risk of a way on the data."""
+    scale = 1 / len(known[1]) if question.loss.scale == "mean" else float(question.loss.scale)
+    return Risk(*known, WAYS[way].build(), LOSSES[question.loss.name](scale, question.loss), question.weight_decay)
+
+
 def place(question: Question, way: str, grid: GridChoice, start: Start, known: Points) -> Place:
     """The risk of a way, its grid and its start.
 
     Raises:
         StepError: where the steps would need more memory than there is, before any of it is taken.
     """
-    X, y = known
-    scale = 1 / len(y) if question.loss.scale == "mean" else float(question.loss.scale)
-    risk = Risk(X, y, WAYS[way].build(), LOSSES[question.loss.name](scale, question.loss), question.weight_decay)
+    risk, X = risk_of(question, way, known), known[0]
     small, shape = outline(risk.neurons, grid, X)
     check_memory(small, partial(step_memory, risk, small), "JKO steps", shape)
     nodes = grid_of(risk.neurons, grid, X)

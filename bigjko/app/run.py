@@ -21,14 +21,15 @@ from ..compare import Comparison, compare
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, OtherVersionsWarning
 from ..evolve import Callback, evolve
 from ..flow import Flow
+from ..risk import Risk
 from ..show.page import page
 from ..show.plots import plot_flows
 from ..show.progress import Bars, JsonLog
 from ..status import FlowError, FlowInterrupted
 from ..stepper import Stepper
 from ..store import Checkpoint
-from .config import ConfigError, Experiment, dump
-from .prepare import Prepared, build, data
+from .config import ConfigError, Experiment, dump, load
+from .prepare import Prepared, build, data, risk_of
 from .verdict import Numbers, facts, numbers, verdict
 
 INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
@@ -136,14 +137,19 @@ def _check_same(path: Path, config: str) -> None:
         )
 
 
-def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
+def reload(folder: Path, console: Any = None) -> tuple[dict[str, Numbers], list[str]]:
     """The numbers of every run in or below a folder that `execute` left, from the flows themselves.
+
+    Args:
+        folder: of a run, or of many.
+        console: rich's, where `flows.png` and `report.html` are to be made anew; for notes.
 
     Returns:
         The numbers by run (a run below the folder goes by its path), and a line for every run that lacks a flow.
 
     Raises:
-        ConfigError: for a folder without two flows to compare.
+        ConfigError: for a folder without two flows to compare, and where figures are to be made, for one whose
+            config.toml or data are not there any more.
     """
     runs = sorted({path.parent for path in folder.rglob("flow-*.zarr")}) if folder.is_dir() else []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a folder of several runs knows their order
@@ -159,7 +165,12 @@ def reload(folder: Path) -> tuple[dict[str, Numbers], list[str]]:
             continue
         jko, gd = Flow.load(path / "flow-jko.zarr"), Flow.load(path / "flow-gd.zarr")
         name = jko.attributes.get("run", path.name) if path == folder else str(path.relative_to(folder))
-        found[name] = numbers(compare(jko, gd))
+        held = compare(jko, gd)
+        found[name] = numbers(held)
+        if console is not None:
+            experiment = load(path / "config.toml")
+            (one,) = experiment.runs
+            _pictures(risk_of(experiment, one.way, data(experiment)), path, held, console)
     if not found:
         raise ConfigError(
             "; ".join(skipped)
@@ -197,7 +208,7 @@ def _both(
             goes_on = resume and path.exists()
 
             def run() -> Flow:
-                with _logged(log, one.run.name, kind, t_end, other, goes_on) as heard:
+                with logged(log, kind, t_end, run=one.run.name, reference=other, resumed=goes_on) as heard:
                     return evolve(
                         stepper, start, t_end,
                         save_at=save_at, record=record, callbacks=heard,
@@ -212,35 +223,39 @@ def _both(
             jko = flow("jko", one.jko, one.start, one.run.jko.record, about, gd)
         except Stopped as stopped:
             if stopped.flow is not None:
-                _report(one, folder, compare(stopped.flow, gd, transport=False), console, log)
+                _report(one.risk, folder, compare(stopped.flow, gd, transport=False), console, log)
             raise
-    plot_flows(jko, gd, folder / "flows.png")
     held = compare(jko, gd)
-    _report(one, folder, held, console, log)
+    _pictures(one.risk, folder, held, console, log)
     return numbers(held)
 
 
 @contextlib.contextmanager
-def _logged(
-    log: JsonLog | None, run: str, kind: str, t_end: float, other: Flow | None, resumed: bool
-) -> Iterator[list[Callback]]:
-    """The callbacks by which a log hears of a flow; none where there is no log."""
+def logged(log: JsonLog | None, name: str, t_end: float, **about: Any) -> Iterator[list[Callback]]:
+    """The callbacks by which a log hears of a flow (see `JsonLog.flow`); none where there is no log."""
     if log is None:
         yield []
         return
-    with log.flow(kind, t_end, run=run, reference=other, resumed=resumed) as heard:
+    with log.flow(name, t_end, **about) as heard:
         yield [heard]
 
 
-def _report(one: Prepared, folder: Path, held: Comparison, console: Any, log: JsonLog | None) -> None:
+def _pictures(risk: Risk, folder: Path, held: Comparison, console: Any, log: JsonLog | None = None) -> None:
+    """`flows.png` and `report.html`."""
+    plot_flows(held.first, held.second, folder / "flows.png")
+    _report(risk, folder, held, console, log)
+
+
+def _report(risk: Risk, folder: Path, held: Comparison, console: Any, log: JsonLog | None) -> None:
     """The page of a run, whose flows are saved already: whatever goes wrong here, they and their numbers stay."""
+    name = str(held.first.attributes["run"])
     try:
         known = numbers(held)
         text = page(
             held,
-            one.risk,
-            title=one.run.name,
-            verdict=verdict({one.run.name: known}),
+            risk,
+            title=name,
+            verdict=verdict({name: known}),
             facts=facts(known),
             config=(folder / "config.toml").read_text("utf-8"),
             versions=json.loads((folder / "versions.json").read_text("utf-8")),

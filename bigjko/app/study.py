@@ -22,13 +22,13 @@ from ..jko import epsilon_of
 from ..measure import GridMeasure, ParticleMeasure
 from ..neurons import Free, Neurons
 from ..optional import need
-from ..show.progress import Bars
+from ..show.progress import Bars, JsonLog
 from ..status import FlowError
 from ..stepper import Stepper
 from .config import ConfigError
 from .orders import write_orders
 from .prepare import METHODS, Place, Points, jko_of, out_of_memory, place, points, refusals
-from .run import INTERRUPTED, Stopped, notes, versions
+from .run import INTERRUPTED, Stopped, logged, notes, versions
 from .sections import dump
 from .study_config import Problem, Reference, Study, WayStudy, Widths
 from .study_plot import plot_study
@@ -46,26 +46,26 @@ _NEEDED = "a flow that it needs failed"
 _SAME = 1e-9  # what rounding makes of a tau twice another
 
 
-def execute_study(study: Study, out: Path, console: Any) -> list[Row]:
+def execute_study(study: Study, out: Path, console: Any, log: JsonLog | None = None) -> list[Row]:
     """Run every row of a study that its folder does not hold yet.
 
     Leaves `study.csv` (a row a comparison, written as it comes), `orders.csv`, `study.png`, `study.toml` and
     `versions.json`. A flow that fails is a row that says so. Started again with the same file, it goes on where it was,
-    and tries what failed once more.
+    and tries what failed once more. A log hears of every flow.
 
     Raises:
         ConfigError: for what the engine refuses, before anything is run, and for a folder of something else.
         Stopped: for Ctrl-C; the rows so far, their orders and their figure are kept.
     """
     known = {p.name: points(p.data, study.dtype, study.device) for p in study.problems}
-    with notes(console):
+    with notes(console, log=log):
         _refuse_early(study, known)
         table = _opened(study, out)
         stopped = False
         try:
             with Bars(console) as bars:
                 for problem, way in study.pairs():
-                    _Pair(problem, way, known[problem.name], table, bars).run()
+                    _Pair(problem, way, known[problem.name], table, bars, log).run()
         except KeyboardInterrupt:
             stopped = True
     fitted = write_orders(table.rows, out / "orders.csv")
@@ -120,8 +120,10 @@ class _Held:
 class _Pair:
     """One way on one problem."""
 
-    def __init__(self, problem: Problem, way: WayStudy, known: Points, table: Table, bars: Bars) -> None:
-        self.problem, self.way, self.known, self.table, self.bars = problem, way, known, table, bars
+    def __init__(
+        self, problem: Problem, way: WayStudy, known: Points, table: Table, bars: Bars, log: JsonLog | None
+    ) -> None:
+        self.problem, self.way, self.known, self.table, self.bars, self.log = problem, way, known, table, bars, log
         self.t_end = problem.time.t_end
         self.largest = float(known[1].abs().max())
         self.taus = sorted(way.taus, reverse=True)
@@ -204,9 +206,11 @@ class _Pair:
 
     def _evolved(self, stepper: Any, start: Any, title: str) -> tuple[Flow | None, str]:
         """A flow and how it ended; failures are told, Ctrl-C is not caught."""
-        bar = self.bars.add(f"{self.problem.name} {self.way.name} {title}", self.t_end)
+        name = f"{self.problem.name} {self.way.name}"
+        bar = self.bars.add(f"{name} {title}", self.t_end)
         try:
-            return evolve(stepper, start, self.t_end, save_at=[self.t_end], progress=bar), "ok"
+            with logged(self.log, title, self.t_end, run=name) as heard:
+                return evolve(stepper, start, self.t_end, save_at=[self.t_end], callbacks=heard, progress=bar), "ok"
         except FlowError as error:
             flow = error.flow
             assert isinstance(flow, Flow)
