@@ -4,14 +4,17 @@ Both terms are entropic, T_eps(p, q) = min over couplings of <c, pi> + eps KL(pi
 question: min over p of T_eps(p, q) + <h - d, p>, for a linear h (tau times the potential) and a debiasing potential d.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
+from bigjko_kernels.fit import Floor
 from bigjko_kernels.sums import inner, parts, sum64
 
 from .errors import StepError
@@ -88,6 +91,13 @@ class Transport(ABC):
     def rate(self) -> float:
         """d moves by this much times log(p / r) towards the d that debiases p: half a Sinkhorn update."""
 
+    @abstractmethod
+    def floor(self, share: float) -> Floor:
+        """The potential of `share` of what the kernel makes of exp(d / eps), from d and the r it reproduces.
+
+        The kernel is scaled so that it blurs the uniform measure into itself.
+        """
+
 
 class Balanced(Transport):
     """Mass is kept: <c, pi> + eps sum pi (log pi - 1) over couplings of p and q.
@@ -100,6 +110,16 @@ class Balanced(Transport):
     def neutral(self) -> OnGrid:
         """eps log(cell volume)."""
         return self.epsilon * self.kernel.grid.log_weights
+
+    @cached_property
+    def _scale(self) -> float:
+        """log of cell volume over that of the kernel's row, the least of all nodes: rows at the edge of a box lack."""
+        weights = self.kernel.grid.log_weights.contiguous()
+        return float((weights - self.kernel.log_apply(weights)).min())
+
+    def floor(self, share: float) -> Floor:
+        """K b = r / b."""
+        return Floor(self.epsilon, 1.0, self.epsilon * (self._scale + math.log(share)))
 
     def respond_into(
         self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
@@ -162,6 +182,10 @@ class Scaled(Transport):
         """r = b K b, b = exp(d / eps)."""
         return self.unit.reproduced(d, out)
 
+    def floor(self, share: float) -> Floor:
+        """That of v."""
+        return self.unit.floor(share)
+
     @property
     def rate(self) -> float:
         """eps / 2."""
@@ -190,6 +214,7 @@ class WassersteinFisherRao(Transport):
             if float((scale - last).abs().max()) <= max(_BALANCED, rounding):
                 break
         self.scale = scale + weights
+        self._largest = float(weights.max())
 
     def _apply(self, b: OnGrid, out: OnGrid) -> OnGrid:
         self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
@@ -222,6 +247,10 @@ class WassersteinFisherRao(Transport):
     def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """r = exp(d + d / eps) K exp(d / eps)."""
         return self._apply(d / self.epsilon, out).add_(d, alpha=1 + 1 / self.epsilon)
+
+    def floor(self, share: float) -> Floor:
+        """K b = r exp(-d) / b, over cell volumes."""
+        return Floor(self.epsilon, 1 + self.epsilon, self.epsilon * (math.log(share) - self._largest))
 
     @property
     def rate(self) -> float:

@@ -420,7 +420,7 @@ def test_kernels_refuse_costs_of_another_geometry(kernel: str, grid: Grid, cost:
 def test_kernels_refuse_what_they_cannot_do() -> None:
     with pytest.raises(KernelError, match="which is no sum over factors: use kernels.Lazy"):
         Separable(SPHERE, 0.1)
-    with pytest.raises(KernelError, match="8,193 nodes for the dense oracle, need at most 8,192: use kernels.gibbs"):
+    with pytest.raises(KernelError, match="8,193 nodes a sheet for the dense oracle, need at most 8,192"):
         Dense(Grid.uniform([0.0], [1.0], [8193]), 0.1)
 
 

@@ -21,15 +21,21 @@ def values(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torc
     return log_p.to(dtype), log_r.to(dtype), torch.randn(n, dtype=F64, generator=generator).to(dtype)
 
 
+@pytest.mark.parametrize("floor", [(), (compiled.Floor(0.5, 1.5, -0.75),)], ids=["free", "floor"])
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 @pytest.mark.parametrize("n", [1, 5, 64, 100_003])
-def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype) -> None:
+def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype, floor: tuple[compiled.Floor, ...]) -> None:
     log_p, log_r, d = values(n, dtype)
     out = torch.empty_like(d)
-    found = compiled.fit(log_p, log_r, d, 0.25, out)
+    found = compiled.fit(log_p, log_r, d, 0.25, out, *floor)
     plain = torch.empty_like(d)
-    exact = compiled.by_torch(log_p.double(), log_r.double().clone(), d.double(), 0.25, plain.double())
-    compiled.by_torch(log_p, log_r.clone(), d, 0.25, plain)
+    exact = compiled.by_torch(log_p.double(), log_r.double().clone(), d.double(), 0.25, plain.double(), *floor)
+    compiled.by_torch(log_p, log_r.clone(), d, 0.25, plain, *floor)
+    lowest = 0.5 * log_r - 1.5 * d - 0.75
+    moved = d + 0.25 * (log_p - log_r)
+    if floor and n > 5:
+        assert 0.05 < (lowest > moved).double().mean() < 0.95
+    torch.testing.assert_close(plain, torch.maximum(moved, lowest) if floor else moved)
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(out, plain, rtol=8 * rounding, atol=8 * rounding)
     # The polynomials are right to 2e-16 in double and to 2e-9 in single; sums of n positive terms lose no more.
@@ -58,3 +64,5 @@ def test_what_is_no_number_shows(wrong: float) -> None:
     log_p[49] = log_r[49] = wrong  # whose ratio is NaN
     for way in (compiled.fit, compiled.by_torch):
         assert all(map(math.isnan, way(log_p, log_r.clone(), d, 0.25, torch.empty_like(d))))
+        floored = way(log_p, log_r.clone(), d, 0.25, torch.empty_like(d), compiled.Floor(0.5, 1.5, 0.0))
+        assert all(map(math.isnan, floored))

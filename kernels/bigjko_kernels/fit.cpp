@@ -1,6 +1,7 @@
 // How a debiasing potential d fits a measure p, r being what it reproduces, and d moved towards it, in one pass:
 //
-//     new_i = d_i + rate log(p_i/r_i),   the sums of p, r and |p - r|,   the largest log(p_i/r_i) and the largest new_i
+//     new_i = max(d_i + rate log(p_i/r_i), least + eps log r_i - slope d_i),
+//     the sums of p, r and |p - r|,   the largest log(p_i/r_i) and the largest new_i
 //
 // Chunks have sums of their own, added in order: threads do not change a bit.
 #include <algorithm>
@@ -22,18 +23,23 @@ inline V load(const float* p) { return __builtin_convertvector(*(const F*)p, V);
 inline void store(double* p, V x) { *(V*)p = x; }
 inline void store(float* p, V x) { *(F*)p = __builtin_convertvector(x, F); }
 
+struct Rule {
+    double rate, eps, slope, least;
+};
+
 struct Fit {
     double mass = 0, reproduced = 0, missed = 0, worst = -INFINITY, top = -INFINITY, undefined = 0;
 };
 
 template <class P, class A>
 struct Sums {
-    double rate;
+    const Rule& by;
     V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), top = worst;
     M undefined{};
 
     void add(const A* log_p, const A* log_r, const A* d, A* out) {
-        const V a = load(log_p), b = load(log_r), ratio = a - b, moved = load(d) + rate * ratio;
+        const V a = load(log_p), b = load(log_r), ratio = a - b, old = load(d);
+        const V moved = larger(by.least + by.eps * b - by.slope * old, old + by.rate * ratio);  // NaN where that is
         const V p = exp_of<P>(a), r = exp_of<P>(b), miss = p - r;
         store(out, moved);
         undefined |= (M)(moved != moved) | (M)(larger(a, b) > 709);  // NaN, or no number in double
@@ -53,13 +59,13 @@ struct Sums {
 };
 
 template <class P, class A>
-void fit(const A* log_p, const A* log_r, const A* d, A* out, long n, double rate, long threads, Fit* result) {
+void fit(const A* log_p, const A* log_r, const A* d, A* out, long n, const Rule& by, long threads, Fit* result) {
     const long chunks = (n + CHUNK - 1) / CHUNK;
     std::vector<Fit> found(chunks);
     std::atomic<long> next{0};
     auto work = [&] {
         for (long c; (c = next++) < chunks;) {
-            Sums<P, A> sums{rate};
+            Sums<P, A> sums{by};
             long i = c * CHUNK;
             const long end = std::min(n, i + CHUNK);
             for (; i + L <= end; i += L) sums.add(log_p + i, log_r + i, d + i, out + i);
@@ -87,11 +93,12 @@ void fit(const A* log_p, const A* log_r, const A* d, A* out, long n, double rate
 }  // namespace
 
 extern "C" void bigjko_fit(const void* log_p, const void* log_r, const void* d, void* out, long n, long single,
-                           double rate, long threads, double* result) {
+                           const double* by, long threads, double* result) {
+    const Rule rule{by[0], by[1], by[2], by[3]};
     Fit found;
     auto run = [&](auto precision, auto a) {
         using A = decltype(a);
-        fit<decltype(precision)>((const A*)log_p, (const A*)log_r, (const A*)d, (A*)out, n, rate, threads, &found);
+        fit<decltype(precision)>((const A*)log_p, (const A*)log_r, (const A*)d, (A*)out, n, rule, threads, &found);
     };
     single ? run(Single(), float()) : run(Double(), double());
     const double values[] = {found.mass, found.reproduced, found.missed, found.worst, found.top};
