@@ -47,7 +47,8 @@ def evolve(
         t_end: physical time.
         save_at: times at which measures are kept; by default the first and the last.
         record: outputs, risks, masses and stats are kept at 0, after every `record`-th step, and at t_end.
-        callbacks: each is called with the time and the Step after every step.
+        callbacks: each is called with the time and the Step after every step. One that raises StopIteration ends the
+            flow there, its status being `stopped`.
         checkpoint: where the flow is written, a store that `Flow.load` reads; must not exist, unless resumed.
         resume: go on where a flow with the same checkpoint stopped. Starts anew where there is none; a flow that had
             come to its end is loaded.
@@ -89,17 +90,28 @@ def evolve(
                     ended = time >= t_end
                     tape.step(time, step, record=(now.steps + 1) % record == 0 or ended, keep=time in kept)
                     tape.rest()
-                    for callback in heard:
-                        callback(time, step)
+                    if not _told(heard, time, step) and not ended:
+                        status = Status.stopped
             except KeyboardInterrupt:
                 raise FlowInterrupted(tape.end(Status.interrupted)) from None
             flow = tape.end(status)
-    if flow.status is not Status.ok and throw:
+    if flow.status not in (Status.ok, Status.stopped) and throw:
         reached = float(flow.saved_times[-1])
         raise FlowError(
             f"the {stepper.name} step from t = {reached:.6g} failed: {flow.status.value}", flow.status, flow
         )
     return flow
+
+
+def _told(heard: Iterable[Callback], time: float, step: Step[Any, Any]) -> bool:
+    """Tell all callbacks; whether none of them stops the flow."""
+    goes_on = True
+    for callback in heard:
+        try:
+            callback(time, step)
+        except StopIteration:
+            goes_on = False
+    return goes_on
 
 
 def _tape(

@@ -47,14 +47,30 @@ class Risk:
                 f"received X as {type(X).__name__} and y as {type(y).__name__}, need tensors: use torch.as_tensor"
             )
         if X.ndim != 2 or y.shape != X.shape[:1] or X.shape[0] == 0:
-            raise RiskError(f"received X {tuple(X.shape)} and y {tuple(y.shape)}, need (n, d) and (n,) with n >= 1")
+            flat = ": flatten y with y.squeeze(1)" if y.ndim == 2 and y.shape[1] == 1 else ""
+            raise RiskError(
+                f"received X {tuple(X.shape)} and y {tuple(y.shape)}, need (n, d) and (n,) with n >= 1{flat}"
+            )
         if not (X.is_floating_point() and y.is_floating_point()):
             raise RiskError(f"received X in {X.dtype} and y in {y.dtype}, need floating point: convert them")
         if X.dtype != y.dtype or X.device != y.device:
             raise RiskError(f"received X in {X.dtype} on {X.device} and y in {y.dtype} on {y.device}, need the same")
         if not bool(torch.isfinite(X).all() & torch.isfinite(y).all()):
-            bad = int((~torch.isfinite(X)).sum() + (~torch.isfinite(y)).sum())
-            raise RiskError(f"received X and y with {bad} entries that are NaN or inf, need finite numbers: clean them")
+            bad = (~torch.isfinite(torch.cat([X, y[:, None]], dim=1))).nonzero()
+            i, j = bad[0].tolist()
+            first = f"y[{i}]" if j == X.shape[1] else f"X[{i}, {j}]"
+            raise RiskError(
+                f"received X and y with {len(bad)} entries that are NaN or inf, the first of them {first}, need finite "
+                "numbers: clean them"
+            )
+        for name, given, kind in (("neurons", self.neurons, Neurons), ("loss", self.loss, Loss)):
+            if not isinstance(given, kind):
+                what, do = (
+                    (f"the class {given.__name__}", f"write {given.__name__}(...)")
+                    if isinstance(given, type)
+                    else (f"{given!r}", f"take one of bj.{kind.__module__.split('.')[1]}")
+                )
+                raise RiskError(f"received {what} as {name}, need an instance of {kind.__name__}: {do}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise RiskError(f"received a weight decay of {self.weight_decay}, need a finite number >= 0")
         self.loss.check(y)

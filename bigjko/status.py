@@ -4,9 +4,10 @@ from enum import Enum
 
 
 class Status(Enum):
-    """The outcome of a step or a flow; `ok` is the only good one."""
+    """The outcome of a step or a flow; `ok` and `stopped` are the good ones."""
 
-    ok = "the flow reached its end"
+    ok = "nothing is wrong, and a flow reached its end"
+    stopped = "one of the flow's callbacks stopped it (StopIteration); resume = True continues from here"
     interrupted = "the flow was stopped by the user; what was recorded is kept"
     unfinished = "the flow has not reached its end: it goes on, or was killed; resume = True continues from here"
     dual_stalled = (

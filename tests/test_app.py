@@ -224,7 +224,7 @@ def test_a_json_log_hears_of_every_flow_and_note(tmp_path: Path) -> None:
     refused("run", file, "--out", tmp_path / "out", "--json-log", tmp_path / "second")
     (event,) = [json.loads(line) for line in (tmp_path / "second").read_text("utf-8").splitlines()]
     assert (event["event"], event["flow"]) == ("failed", None)
-    assert "which exists, need a new one" in event["message"]
+    assert "which holds something, need a new one" in event["message"]
     assert "which cannot be written (No such file or directory)" in refused(
         "run", file, "--out", tmp_path / "new", "--json-log", tmp_path / "none" / "log"
     )
@@ -341,7 +341,7 @@ def test_an_output_folder_that_exists_is_refused_untouched(tmp_path: Path) -> No
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("kept", "utf-8")
-    assert "which exists, need a new one: choose another with --out" in refused(
+    assert "which holds something, need a new one: choose another with --out" in refused(
         "run", written(tmp_path, TINY), "--out", out
     )
     assert [path.name for path in out.iterdir()] == ["mine.txt"]

@@ -100,14 +100,28 @@ def refused(cases: dict[str, Case]) -> pytest.MarkDecorator:
 # ---------------------------------------------------------------------------------------------------------------- data
 
 RISKS: dict[str, Case] = {
-    "NaN in X": (lambda: Risk(with_entry(data()[0], math.nan), data()[1]), RiskError, "1 entries that are NaN or inf"),
+    "NaN in X": (
+        lambda: Risk(with_entry(data()[0], math.nan), data()[1]),
+        RiskError,
+        r"1 entries .* NaN or inf, the first of them X\[\d, \d\]",
+    ),
     "inf in y": (lambda: Risk(data()[0], with_entry(data()[1], math.inf)), RiskError, "NaN or inf.*clean them"),
     "fewer labels": (
         lambda: Risk(data()[0], data()[1][:4]),
         RiskError,
         r"X \(5, 2\) and y \(4,\), need \(n, d\) and \(n,\)",
     ),
-    "labels in a column": (lambda: Risk(data()[0], data()[1][:, None]), RiskError, r"y \(5, 1\), need \(n, d\) and"),
+    "labels in a column": (lambda: Risk(data()[0], data()[1][:, None]), RiskError, r"y \(5, 1\), .* y.squeeze\(1\)"),
+    "a class of ways": (
+        lambda: Risk(*data(), neurons=Projected),  # type: ignore[arg-type]
+        RiskError,
+        r"the class Projected as neurons, need an instance of Neurons: write Projected\(...\)",
+    ),
+    "the name of a loss": (
+        lambda: Risk(*data(), loss="huber"),  # type: ignore[arg-type]
+        RiskError,
+        "'huber' as loss, need an instance of Loss: take one of bj.losses",
+    ),
     "X without a second axis": (lambda: Risk(data()[1], data()[1]), RiskError, r"X \(5,\) and y \(5,\)"),
     "no data": (lambda: Risk(data()[0][:0], data()[1][:0]), RiskError, "n >= 1"),
     "dtypes mixed": (lambda: Risk(data()[0], data()[1].float()), RiskError, "float64 on cpu and y in torch.float32"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,30 @@ def test_ctrl_c_hands_over_what_was_recorded() -> None:
     assert flow.status is bj.Status.interrupted
     assert flow.times.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     assert flow.saved_times.tolist() == pytest.approx([0.0, 0.4])
+
+
+def test_a_callback_that_raises_stop_iteration_ends_the_flow(tmp_path: Path) -> None:
+    """No error; all callbacks hear of the last step, and a flow on disk goes on from there."""
+    jko, start = toy()
+    heard: list[float] = []
+
+    def stop(time: float, _: Step[Any, Any]) -> None:
+        if 0.35 < time < 0.45:
+            raise StopIteration
+
+    def run(path: Path | None, resume: bool) -> bj.Flow:
+        asked = [stop, lambda t, _: heard.append(t)]
+        return bj.evolve(jko, start, 0.6, callbacks=asked, checkpoint=path, resume=resume)
+
+    for path in (None, tmp_path / "flow.zarr"):
+        heard.clear()
+        flow = run(path, resume=False)
+        assert flow.status is bj.Status.stopped
+        assert flow.times.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4]) == [0.0, *heard]
+        assert flow.saved_times.tolist() == pytest.approx([0.0, 0.4])
+    went_on = run(tmp_path / "flow.zarr", resume=True)
+    assert went_on.status is bj.Status.ok
+    assert torch.equal(went_on.outputs, bj.evolve(jko, start, 0.6).outputs)
 
 
 @dataclass(frozen=True, eq=False)

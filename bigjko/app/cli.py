@@ -29,7 +29,9 @@ To begin with:
 `bigjko COMMAND --help` says more of each; README.md and docs/ say what JKO is and when to trust it.
 """
 
-_STUDY = """Run ways on grids x taus x widths against their references; leave a table, fitted orders and a figure.
+_STUDY = """Run ways on grids x taus x widths; fit orders.
+
+Each against its references; leaves a table, the orders and a figure.
 
 A file has tables [[problems]] (name, data, loss, time, weight_decay) and [[ways]] (name, way, problems, grids,
 start, taus, jko, references, blur, widths); leave one out, and the message says what it needs. A way is one of
@@ -138,7 +140,7 @@ def app() -> "typer.Typer":
             str, typer.Option(autocompletion=lambda: list(WAYS), help=f"How a measure is used: {', '.join(WAYS)}.")
         ] = "lifted",
     ) -> None:
-        """Write an experiment that runs as it is, with every key and what it means."""
+        """Write an experiment to begin with, every key explained."""
         try:
             write(file, way)
         except ConfigError as refused:
@@ -159,9 +161,10 @@ def app() -> "typer.Typer":
         checkpoint: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
         json_log: LogFile = None,
     ) -> None:
-        """Run JKO and gradient descent from the same start, say how far apart they are, and leave a folder.
+        """Run JKO and gradient descent from one start.
 
-        Killed, stopped or interrupted at any moment, it goes on with --resume as if nothing had happened.
+        Says how far apart they are, and leaves a folder. Killed, stopped or interrupted at any moment, it goes on with
+        --resume as if nothing had happened.
         """
         if resume and out is None:
             fail("received --resume without --out, need the folder that was begun: --out FOLDER")
@@ -199,7 +202,10 @@ def app() -> "typer.Typer":
             bool, typer.Option("--report", help="Make report.html and flows.png of every run anew.")
         ] = False,
     ) -> None:
-        """Read the flows of a folder again and say how far apart they are."""
+        """Hold the flows of a folder against each other again.
+
+        Nothing is run, and without --report nothing is written.
+        """
         try:
             found, skipped = reload(folder, Console(stderr=True) if report else None)
         except (ConfigError, ImportError, OSError, ValueError) as refused:
@@ -217,7 +223,10 @@ def app() -> "typer.Typer":
         ] = False,
         check: Annotated[bool, typer.Option("--check", help="Compile and run one formula and one kernel.")] = False,
     ) -> None:
-        """Say what is found here: versions, devices, compiler, KeOps, caches, and what is in their way."""
+        """Say what is here, and what is in its way.
+
+        Versions, devices and their free memory, compiler, KeOps, caches.
+        """
         found = facts(check)
         if as_json:
             typer.echo(json.dumps(found, indent=2))

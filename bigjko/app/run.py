@@ -65,7 +65,7 @@ def execute(
 
     Args:
         experiment: what to run.
-        out: must not exist, unless resumed.
+        out: must not exist or be empty, unless resumed.
         console: rich's, for bars and notes.
         resume: go on in a folder where the same experiment stopped; flows that are complete are read.
         seconds: between two checkpoints of a flow.
@@ -82,11 +82,11 @@ def execute(
     several = len(experiment.runs) > 1
     folders = {run.name: out / run.name if several else out for run in experiment.runs}
     configs = {run.name: dump(experiment.model_copy(update={"runs": [run]})) for run in experiment.runs}
-    if out.exists() or out.is_symlink():
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         if not resume:
             raise ConfigError(
-                f"received the output folder {out}, which exists, need a new one: choose another with --out, or go on "
-                "in this one with --resume"
+                f"received the output folder {out}, which holds something, need a new one: choose another with --out, "
+                "or go on in this one with --resume"
             )
         for path in (*out.glob("config.toml"), *out.glob("*/config.toml")):
             if path.parent not in folders.values():

@@ -42,6 +42,9 @@ def read(path: Path, kind: type[Whole]) -> Whole:
         _refuse_long(raw)
     except (ValueError, RecursionError) as error:  # a plain ValueError for a number of thousands of digits
         raise ConfigError(f"received {path}, which is no TOML ({error}), need a TOML file: correct it there") from None
+    for key, what, command in (("ways", "a study", "study"), ("runs", "an experiment", "run")):
+        if key in raw and key not in kind.model_fields:
+            raise ConfigError(f"received {path}, which is {what}, need another file here: bigjko {command} runs it")
     try:
         return kind.model_validate(raw, context={"folder": path.absolute().parent})
     except ValidationError as error:

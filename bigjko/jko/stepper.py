@@ -278,8 +278,9 @@ class _Taken:
 def _warn(stats: dict[str, float]) -> None:
     if stats["width"] < _NARROW:
         warnings.warn(
-            f"the measure is narrower than {_NARROW:g} nodes, where it no longer moves at the right speed: "
-            "take epsilon = 1.5 h^2, under which condensed mass still slides, a finer grid, or a wider start",
+            f"the measure is narrower than {_NARROW:g} nodes, where flows of ReLU networks end and mass is slow: "
+            "halve tau once, and where the gap to gradient descent does not fall take nodes on the "
+            "kinks of a circle (kinks=X), else epsilon = 1.5 h^2",
             NarrowMeasureWarning,
             stacklevel=4,
         )

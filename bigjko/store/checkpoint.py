@@ -169,7 +169,7 @@ class StoredTape(Tape):
         """The flow, sealed; one that the user stopped as a checkpoint, from which it can go on."""
         again = signal.SIGINT if status is Status.interrupted else None  # a second Ctrl-C, from impatience
         with undisturbed(ignore=again):
-            if status is Status.interrupted:
+            if status in (Status.interrupted, Status.stopped):
                 self._cut()
                 self._write(status)
                 self._ended = True
