@@ -212,7 +212,8 @@ def test_gradcheck(kernel: str, make: Any, empty: tuple[int, ...], device: torch
     assert (gradient.reshape(-1)[list(empty)] == 0).all()  # zero, not NaN
     # The same sum, differentiated by torch: the two adjoint applications add 1e-15 of the weights.
     c = b.detach().cpu().reshape(-1).requires_grad_()
-    plain = torch.logsumexp(Dense(grid.to(device="cpu"), 0.3).log_kernel + c, 1)
+    log_kernel = Dense(grid.to(device="cpu"), 0.3).log_kernel  # of a sheet, the leading factor
+    plain = torch.logsumexp(log_kernel + c.reshape(-1, 1, len(log_kernel)), 2).reshape(-1)
     (expected,) = torch.autograd.grad((weights.cpu().reshape(-1) * plain).sum(), c)
     assert (gradient.cpu().reshape(-1) - expected.nan_to_num(0.0)).abs().max() <= 1e-13
 
@@ -319,7 +320,12 @@ def test_a_kernel_gives_the_same_answer_whatever_it_was_given_before() -> None:
 def test_gibbs_chooses_separable_wherever_the_cost_is_a_sum(grid: str) -> None:
     nodes = GRIDS[grid]()
     has_sphere = any(isinstance(f, Sphere) for f in nodes.factors)
-    assert type(gibbs(nodes, 0.1)) is (Lazy if has_sphere else Separable)
+    assert type(gibbs(nodes, 0.1)) is (Dense if has_sphere else Separable)
+
+
+@pytest.mark.parametrize(("nodes", "kind"), [(1024, Dense), (1025, Lazy)])
+def test_gibbs_writes_out_the_kernel_of_few_nodes_a_sheet(nodes: int, kind: type) -> None:
+    assert type(gibbs(Grid((Sheets.of([1.0, -1.0]), Sphere.fibonacci(nodes))), 0.1)) is kind
 
 
 def test_log_zero_at_the_first_node_does_not_spoil_keops() -> None:
