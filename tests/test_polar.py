@@ -246,7 +246,7 @@ def test_polar_flows_over_a_sphere(way: bj.neurons.Neurons) -> None:
     X = torch.tensor([[1.0, 0.2, 0.0], [-0.3, 0.9, 0.4]], dtype=D)
     risk = bj.Risk(X, torch.tensor([0.6, -0.3], dtype=D), neurons=way)
     grid = way.grid(150, 3, radius=2.0)
-    assert type(gibbs(grid, 0.1, way.cost)) is Lazy
+    assert type(gibbs(grid, 0.1, way.cost)) is Dense
     W = directions(12, 3) * 0.8
     start = way.measure(grid, W, W.norm(dim=1) * torch.tensor([1.0, -1.0], dtype=D).repeat(6), width=1.5)
     with warnings.catch_warnings():
