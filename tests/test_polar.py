@@ -242,11 +242,11 @@ def test_on_the_cone_the_flow_is_gradient_descent_and_in_the_flat_metric_it_is_n
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [PolarCone(), PolarFlat()], ids=repr)
 def test_polar_flows_over_a_sphere(way: bj.neurons.Neurons) -> None:
-    """d = 3, a coarse grid, Lazy: outputs move as their particles' do, within a fifth of how far they move."""
+    """d = 3, a coarse grid, no sum of costs: outputs move as their particles' do, within a fifth of how far they move."""
     X = torch.tensor([[1.0, 0.2, 0.0], [-0.3, 0.9, 0.4]], dtype=D)
     risk = bj.Risk(X, torch.tensor([0.6, -0.3], dtype=D), neurons=way)
     grid = way.grid(150, 3, radius=2.0)
-    assert type(gibbs(grid, 0.1, way.cost)) is Dense
+    assert type(gibbs(grid, 0.1, way.cost)) in (Dense, Lazy)
     W = directions(12, 3) * 0.8
     start = way.measure(grid, W, W.norm(dim=1) * torch.tensor([1.0, -1.0], dtype=D).repeat(6), width=1.5)
     with warnings.catch_warnings():
