@@ -242,7 +242,7 @@ def test_on_the_cone_the_flow_is_gradient_descent_and_in_the_flat_metric_it_is_n
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [PolarCone(), PolarFlat()], ids=repr)
 def test_polar_flows_over_a_sphere(way: bj.neurons.Neurons) -> None:
-    """d = 3, a coarse grid, no sum of costs: outputs move as their particles' do, within a fifth of how far they move."""
+    """d = 3, a coarse grid, no sum of costs; outputs move as particles' do, within a fifth of how far they move."""
     X = torch.tensor([[1.0, 0.2, 0.0], [-0.3, 0.9, 0.4]], dtype=D)
     risk = bj.Risk(X, torch.tensor([0.6, -0.3], dtype=D), neurons=way)
     grid = way.grid(150, 3, radius=2.0)
