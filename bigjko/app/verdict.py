@@ -144,7 +144,7 @@ def _boundary(run: Numbers) -> str:
 
 def _width(run: Numbers) -> str:
     if run["width_min"] is None:
-        return "not measured: spheres have no axes"
+        return "not measured (nor defined on spheres)"
     return f"{_n(run['width_min'])} nodes{': below 2 mass moves slowly' if _narrow(run) else ''}"
 
 
