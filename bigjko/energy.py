@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -40,14 +41,26 @@ class Composite:
     def value(self, p: Tensor, outputs: Float[Tensor, " n"] | None = None) -> Float[Tensor, ""]:
         """F(p), in float64; outputs spare a pass over the nodes."""
         u = self.outputs(p) if outputs is None else outputs
-        return self.loss.value(u, self.targets) + inner(p, self.potential.expand(p.shape))
+        value = self.loss.value(u, self.targets)
+        return value if self._V is None else value + inner(p, self._V.expand(p.shape))
 
-    def at(self, z: Float[Tensor, " n"], out: Tensor | None = None) -> Tensor:
-        """V + M^T z: the first variation of F where z = grad g(M p); into out where it is given."""
-        z = z.to(self.potential.dtype)
-        if out is None:
-            return self.potential + self.features.potential(z)
-        return self.features.add_potential(self.potential, z, out)
+    def at(self, z: Float[Tensor, " n"]) -> Tensor:
+        """V + M^T z: the first variation of F where z = grad g(M p)."""
+        return self.potential + self.features.potential(z.to(self.potential.dtype))
+
+    def blend(self, base: Tensor, scale: float, alpha: float, z: Float[Tensor, " n"], out: Tensor) -> Tensor:
+        """scale base + alpha (V + M^T z), written into out, which is not base."""
+        return self.features.blend(base, scale, self._V, alpha, z.to(self.potential.dtype), out)
+
+    def weigh(self, log_p: Tensor, rest: Tensor) -> Float[Tensor, " n"]:
+        """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
+        return self.features.weigh(log_p, rest)
+
+    @cached_property
+    def _V(self) -> Tensor | None:
+        """V as an array, or None where it is one 0 for all nodes."""
+        constant = not any(self.potential.stride())
+        return None if constant and not bool(self.potential.any()) else self.potential.contiguous()
 
 
 @runtime_checkable

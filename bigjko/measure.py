@@ -13,7 +13,8 @@ from torch import Tensor
 from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable
 from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
-from bigjko_kernels.sums import inner, parts, rows_at_once, sum64
+from bigjko_kernels.passes import rises
+from bigjko_kernels.sums import parts, sum64
 
 from .errors import MeasureError
 from .memory import check as check_memory
@@ -171,22 +172,11 @@ class GridMeasure:
         For a Gaussian it is std / h; for mass on one node .35; features that hold a share f of the mass and are
         s wide show as s / sqrt(f). Infinite where no axis has neighbours (sheets, spheres).
         """
-        rise2 = torch.zeros(len(self.grid.factors), dtype=torch.float64, device=self.grid.device)
-        size = rows_at_once(self.masses)
-        for start in range(0, self.grid.shape[0], size):
-            # One row more, for the differences between slabs; a circle meets its first row again.
-            root = self.masses[start : start + size + 1].sqrt()
-            own = root[:size]
-            for k, f in enumerate(self.grid.factors):
-                if f.size == 1 or not isinstance(f, Line | Circle):
-                    continue
-                x = root if k == 0 else own
-                rise = x.narrow(k, 1, x.shape[k] - 1) - x.narrow(k, 0, x.shape[k] - 1)
-                rise2[k] += inner(rise, rise)
-                if isinstance(f, Circle) and (k > 0 or start + size >= f.size):
-                    first = self.masses[:1].sqrt() if k == 0 else x.narrow(k, 0, 1)
-                    rise2[k] += (first - x.narrow(k, x.shape[k] - 1, 1)).double().square().sum()
-        return (4 * rise2.max() / self.mass).rsqrt()
+        rise2 = torch.zeros((), dtype=torch.float64, device=self.grid.device)
+        for k, f in enumerate(self.grid.factors):
+            if f.size > 1 and isinstance(f, Line | Circle):
+                rise2 = torch.maximum(rise2, rises(self.masses, k, around=isinstance(f, Circle)))
+        return (4 * rise2 / self.mass).rsqrt()
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GridMeasure":
         """The same measure on another device or in another dtype."""

@@ -6,6 +6,7 @@ question: min over p of T_eps(p, q) + <h - d, p>, for a linear h (tau times the 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,20 +15,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.fit import Floor
-from bigjko_kernels.sums import inner, parts, sum64
+from bigjko_kernels.passes import Floor, divide
+from bigjko_kernels.sums import sum64
 
 from .errors import StepError
 
 OnGrid = Float[Tensor, "*grid"]
+Tilt = Callable[[OnGrid, float, float, OnGrid], OnGrid]
+"""A linear h, by what it does: (base, scale, alpha, out) -> scale base + alpha h, in out, which is not base."""
 
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """The answer: the smallest value, and the p that reaches it."""
+    """The answer: the smallest value, and the p that reaches it.
+
+    Attributes:
+        value: of the minimum.
+        log_p: of `respond`.
+        rest: what has still to be added to it, of `respond_into`: by whoever sums p, in the same pass.
+    """
 
     value: Float[Tensor, ""]
     log_p: OnGrid
+    rest: OnGrid
 
 
 class Transport(ABC):
@@ -60,19 +70,20 @@ class Transport(ABC):
 
     def respond(self, log_q: OnGrid, h: OnGrid, d: OnGrid) -> Response:
         """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold. Two applications."""
-        found = self.respond_into(log_q, log_q.exp(), h.clone(), d, torch.empty_like(d))
+
+        def tilt(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> OnGrid:
+            return torch.mul(base, scale, out=out).add_(h, alpha=alpha)
+
+        found = self.respond_into(log_q, log_q.exp(), tilt, d, 1.0, torch.empty_like(d), torch.empty_like(d))
         if found is None:
             raise StepError("received an h with exp(-d) + h <= 0 somewhere, need feasible(h, d)")
-        return found
+        return Response(found.value, found.log_p + found.rest, torch.zeros_like(d))
 
     @abstractmethod
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
+        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
-        """`respond` to tau h, without a new array; None where it is not feasible.
-
-        log_p goes into out, and h becomes the logarithm of the factor on p's side.
-        """
+        """`respond` to tau h, without a new array: log_p in out, the rest in work; None where it is not feasible."""
 
     @abstractmethod
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
@@ -122,16 +133,12 @@ class Balanced(Transport):
         return Floor(self.epsilon, 1.0, self.epsilon * (self._scale + math.log(share)))
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
+        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
         """See Transport."""
-        log_b = torch.sub(d, h, alpha=tau, out=h).mul_(1 / self.epsilon)
-        log_kb = self.kernel.log_apply(log_b, out=out)
-        value = torch.zeros((), dtype=torch.float64, device=d.device)
-        for q_i, log_q_i, log_kb_i in parts(q, log_q, log_kb):  # both in the cache
-            value -= self.epsilon * inner(q_i, log_kb_i)
-            torch.sub(log_q_i, log_kb_i, out=log_kb_i)
-        return Response(value, self.kernel.log_apply(out, out=out).add_(log_b))
+        log_b = tilt(d, 1 / self.epsilon, -tau / self.epsilon, work)
+        value = divide(q, log_q, self.kernel.log_apply(log_b, out=out)).mul_(-self.epsilon)
+        return Response(value, self.kernel.log_apply(out, out=out), log_b)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -169,10 +176,14 @@ class Scaled(Transport):
         return self.unit.neutral()
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
+        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
         """See Transport. Of q itself Balanced sums its value and no more."""
-        return self.unit.respond_into(log_q, q * self.squares, h.div_(self.squares), d, out, tau)
+
+        def shared(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> OnGrid:
+            return tilt(base, 0.0, alpha, out).div_(self.squares).add_(base, alpha=scale)
+
+        return self.unit.respond_into(log_q, q * self.squares, shared, d, tau, work, out)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -217,28 +228,28 @@ class WassersteinFisherRao(Transport):
         self._largest = float(weights.max())
 
     def _apply(self, b: OnGrid, out: OnGrid) -> OnGrid:
-        self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
-        return out.add_(self.scale)
+        """K but for its scale on the outputs' side."""
+        return self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
 
     def neutral(self) -> OnGrid:
         """Zero."""
         return torch.zeros_like(self.scale)
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, h: OnGrid, d: OnGrid, out: OnGrid, tau: float = 1.0
+        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
         """See Transport."""
         eps = self.epsilon
         # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
-        grown = torch.add(torch.neg(d, out=out).expm1_(), h, alpha=tau, out=h)
+        grown = tilt(torch.neg(d, out=out).expm1_(), 1.0, tau, work)
         if not bool(grown.min() > -1):
             return None
         log_a = grown.log1p_().mul_(-1 / eps)
-        log_ka = self._apply(log_a, out)
+        log_ka = self._apply(log_a, out).add_(self.scale)
         s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
         value = sum64(q) - (1 + eps) * sum64(s)
         log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
-        return Response(value, self._apply(log_b, out).add_(log_a, alpha=1 + eps))
+        return Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""
@@ -246,7 +257,7 @@ class WassersteinFisherRao(Transport):
 
     def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """r = exp(d + d / eps) K exp(d / eps)."""
-        return self._apply(d / self.epsilon, out).add_(d, alpha=1 + 1 / self.epsilon)
+        return self._apply(d / self.epsilon, out).add_(self.scale).add_(d, alpha=1 + 1 / self.epsilon)
 
     def floor(self, share: float) -> Floor:
         """K b = r exp(-d) / b, over cell volumes."""

@@ -9,6 +9,7 @@ import torch
 
 import bigjko as bj
 from bigjko.jko.stage import BoxedMeasure, support
+from bigjko.transport import Response
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
@@ -247,16 +248,23 @@ def test_the_contract_of_a_transport(d: int) -> None:
     fit = transport.neutral().clone()
     h = 0.01 * torch.rand(grid.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert transport.feasible(h, fit)
-    told, out = transport.respond(q, h, fit), torch.empty_like(fit)
-    into = transport.respond_into(q, q.exp(), 10 * h, fit, out, tau=0.1)
-    assert into is not None
-    assert torch.allclose(told.log_p, into.log_p, atol=1e-12)
-    assert float(told.value) == pytest.approx(float(into.value), rel=1e-12)
+    told = transport.respond(q, h, fit)
+
+    def into(h: torch.Tensor) -> Response | None:
+        def tilt(base: torch.Tensor, scale: float, alpha: float, out: torch.Tensor) -> torch.Tensor:
+            return torch.add(scale * base, h, alpha=alpha, out=out)
+
+        return transport.respond_into(q, q.exp(), tilt, fit, 0.1, torch.empty_like(fit), torch.empty_like(fit))
+
+    found = into(10 * h)
+    assert found is not None
+    assert torch.allclose(told.log_p, found.log_p + found.rest, atol=1e-12)
+    assert float(told.value) == pytest.approx(float(found.value), rel=1e-12)
     if transport.conserves_mass:
         assert float(told.log_p.exp().sum()) == pytest.approx(1, abs=1e-12)
     else:
         assert not transport.feasible(h - 5, fit)
-        assert transport.respond_into(q, q.exp(), h - 5, fit, out) is None
+        assert into(10 * (h - 5)) is None
         with pytest.raises(bj.StepError, match="need feasible"):
             transport.respond(q, h - 5, fit)
     for _ in range(60):

@@ -11,58 +11,73 @@ from torch import Tensor
 from ..losses import Loss
 
 
-def inside(
-    z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"], start: Float[Tensor, " n"] | None = None
-) -> Float[Tensor, " n"]:
-    """z pulled into the dual box; where g* is steep the open one, and from a start at most 99% of the way to a wall."""
-    box = low, high = loss.dual_box(y)
-    if loss.steep:
-        width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
-        if start is not None:
-            low, high, wall = start - 0.99 * (start - low), start + 0.99 * (high - start), _ROUNDING
-            low, high = torch.maximum(low, box[0] + wall * width), torch.minimum(high, box[1] - wall * width)
-        else:
-            low, high = low + _WALL * width, high - _WALL * width
-    return torch.minimum(torch.maximum(z, low), high)
+class DualBox:
+    """The dual box of a loss and its labels (n,), and what is done within it.
 
-
-def newton_move(
-    H: Float[Tensor, "n n"], gradient: Float[Tensor, " n"], z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """argmax over v of gradient.v - v.H v/2, with z + v in the closed box where the answer may lie on its walls.
-
-    A Newton move that is cut off at the walls need not lead upwards; the maximum within them does. By the primal-dual
-    active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, or H be singular, a move
-    along the gradient.
+    Attributes:
+        bounded: whether it has a wall.
     """
-    low, high = loss.dual_box(y)
-    if loss.steep or not bool((torch.isfinite(low) | torch.isfinite(high)).any()):
-        newton, singular = torch.linalg.solve_ex(H, gradient)
-        return gradient / H.abs().sum(1).max() if bool(singular) else newton
-    low, high, n = low - z, high - z, len(z)
-    move: Tensor
-    below = above = torch.zeros(n, dtype=torch.bool, device=z.device)
-    for _ in range(_TURNS + n):
-        fixed = below | above
-        rows = torch.where(fixed[:, None], torch.eye(n, dtype=H.dtype, device=H.device), H)
-        sides = torch.where(below, low, torch.where(above, high, gradient))
-        move, singular = torch.linalg.solve_ex(rows, sides)
-        if bool(singular):
-            break
-        push = gradient - H @ move  # of the walls: outwards where a coordinate leans on one
-        new = (move < low) | (below & (push < 0)), (move > high) | (above & (push > 0))
-        if torch.equal(new[0], below) and torch.equal(new[1], above):
-            return move
-        below, above = new
-    return torch.minimum(torch.maximum(gradient / H.abs().sum(1).max(), low), high)
 
+    def __init__(self, loss: Loss, y: Float[Tensor, " n"]) -> None:
+        self.loss, self.y = loss, y
+        self.low, self.high = loss.dual_box(y)
+        self.bounded = bool((torch.isfinite(self.low) | torch.isfinite(self.high)).any())
+        self._force = float(loss.gradient(torch.zeros_like(y), y).abs().max()) if y.numel() else 0.0
 
-def free(
-    gradient: Float[Tensor, " n"], z: Float[Tensor, " n"], loss: Loss, y: Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """The gradient without what points out of the box at its walls: 0 at the answer."""
-    low, high = loss.dual_box(y)
-    return gradient.masked_fill(((z >= high) & (gradient > 0)) | ((z <= low) & (gradient < 0)), 0.0)
+    def inside(self, z: Float[Tensor, " n"], start: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+        """z pulled into the box; where g* is steep the open one, and from a start at most 99% of the way to a wall."""
+        if not self.bounded:
+            return z
+        low, high = self.low, self.high
+        if self.loss.steep:
+            width = (high - low).masked_fill(torch.isinf(high - low), 0.0)
+            if start is not None:
+                low, high = start - 0.99 * (start - low), start + 0.99 * (high - start)
+                low = torch.maximum(low, self.low + _ROUNDING * width)
+                high = torch.minimum(high, self.high - _ROUNDING * width)
+            else:
+                low, high = low + _WALL * width, high - _WALL * width
+        return torch.minimum(torch.maximum(z, low), high)
+
+    def newton_move(
+        self, H: Float[Tensor, "n n"], gradient: Float[Tensor, " n"], z: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """argmax over v of gradient.v - v.H v/2, with z + v in the closed box where the answer may lie on its walls.
+
+        A Newton move that is cut off at the walls need not lead upwards; the maximum within them does. By the
+        primal-dual active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, or H be
+        singular, a move along the gradient.
+        """
+        if self.loss.steep or not self.bounded:
+            newton, singular = torch.linalg.solve_ex(H, gradient)
+            return gradient / H.abs().sum(1).max() if bool(singular) else newton
+        low, high, n = self.low - z, self.high - z, len(z)
+        move: Tensor
+        below = above = torch.zeros(n, dtype=torch.bool, device=z.device)
+        for _ in range(_TURNS + n):
+            fixed = below | above
+            rows = torch.where(fixed[:, None], torch.eye(n, dtype=H.dtype, device=H.device), H)
+            sides = torch.where(below, low, torch.where(above, high, gradient))
+            move, singular = torch.linalg.solve_ex(rows, sides)
+            if bool(singular):
+                break
+            push = gradient - H @ move  # of the walls: outwards where a coordinate leans on one
+            new = (move < low) | (below & (push < 0)), (move > high) | (above & (push > 0))
+            if torch.equal(new[0], below) and torch.equal(new[1], above):
+                return move
+            below, above = new
+        return torch.minimum(torch.maximum(gradient / H.abs().sum(1).max(), low), high)
+
+    def free(self, gradient: Float[Tensor, " n"], z: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The gradient without what points out of the box at its walls: 0 at the answer."""
+        return gradient.masked_fill(((z >= self.high) & (gradient > 0)) | ((z <= self.low) & (gradient < 0)), 0.0)
+
+    def residual(self, z: Float[Tensor, " n"], outputs: Float[Tensor, " n"]) -> float:
+        """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
+        if self.y.numel() == 0:
+            return 0.0
+        apart, size = torch.stack([z - self.loss.gradient(outputs, self.y), z]).abs().amax(1).tolist()
+        return float(apart / max(size, self._force, 1e-300))
 
 
 _ROUNDING = 1e-14  # share of the dual box that no step may enter: there a steep g* is infinite in floating point

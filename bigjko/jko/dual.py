@@ -19,13 +19,14 @@ from bigjko_kernels.sums import parts
 from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
-from .box import inside, newton_move
-from .problem import Solution, StepProblem, StepSolver, relative_residual
+from ..transport import Response
+from .box import DualBox
+from .problem import Solution, StepProblem, StepSolver
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """The dual at z: gradient is grad D / tau = M p - grad g*(z). p and log p lie in the room, the last point's alone.
+    """The dual at z: gradient is grad D / tau = M p - grad g*(z). log p lies in the room, the last point's alone.
 
     rounding is what the dtype leaves uncertain in log p: 4 ulp of the largest exponents at nodes that carry mass.
     """
@@ -44,12 +45,13 @@ def foreseen(energy: Composite, z: Float[Tensor, " n"], B: Float[Tensor, "n n"])
     at the linearised implicit step, where the plain warm start z lands at the explicit one.
     """
     loss, y = energy.loss, energy.targets
-    start = inside(z, loss, y)
+    box = DualBox(loss, y)
+    start = box.inside(z)
     u, guess = loss.conjugate_gradient(start, y), start
     for _ in range(_FORESIGHT):
         gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
-        move = newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess, loss, y)
-        guess = inside(guess + move, loss, y, guess)
+        move = box.newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess)
+        guess = box.inside(guess + move, guess)
         if not bool(move.abs().max() > _SEEN * guess.abs().max()):
             break
     return guess if bool(torch.isfinite(guess).all()) else start
@@ -82,12 +84,13 @@ class DualSolver(StepSolver):
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
         """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
         loss, y, device = problem.energy.loss, problem.energy.targets.cpu(), z0.device
-        point, z, curvature = None, inside(z0.cpu(), loss, y), curvature.cpu()
+        box = DualBox(loss, y)
+        point, z, curvature = None, box.inside(z0.cpu()), curvature.cpu()
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
             point = self._evaluate(problem, y, z)
             if point is not None:
                 break
-            z = inside(z / 2, loss, y)
+            z = box.inside(z / 2)
         if point is None:
             return _failed(problem, z.to(device), curvature.to(device))
 
@@ -95,7 +98,7 @@ class DualSolver(StepSolver):
         cheap = problem.energy.features.gram_work <= _CHEAP * problem.q.numel()
         rtol = max(self.rtol, problem.rtol)
         while True:
-            residual, tolerance = relative_residual(loss, y, point.z, point.outputs), max(rtol, point.rounding)
+            residual, tolerance = box.residual(point.z, point.outputs), max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
                 status = Status.not_finite
                 break
@@ -105,16 +108,17 @@ class DualSolver(StepSolver):
             g_curvature = torch.diag(loss.conjugate_curvature(point.z, y))
             refresh = cheap and (residual > _FAR_OFF or len(pairs) >= _PATIENCE)
             if refresh:
-                curvature = problem.tau * problem.energy.features.gram(problem.room.work).cpu()
+                p = torch.exp(problem.room.log_p, out=problem.room.work)
+                curvature = problem.tau * problem.energy.features.gram(p).cpu()
                 B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
-            direction = newton_move(B + g_curvature, point.gradient, point.z, loss, y)
+            direction = box.newton_move(B + g_curvature, point.gradient, point.z)
             if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
                 pairs.clear()
                 B, refresh = curvature, False
-                direction = newton_move(B + g_curvature, point.gradient, point.z, loss, y)
-            found, spent = self._search(problem, y, point, direction, self.max_evaluations - evaluations)
+                direction = box.newton_move(B + g_curvature, point.gradient, point.z)
+            found, spent = self._search(problem, box, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
@@ -131,47 +135,51 @@ class DualSolver(StepSolver):
         return Solution(problem.room.log_p, u, z, B, evaluations, residual, gap, status)
 
     def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
-        """D and its gradient at z, or None where the growing mass makes it infinite. Its p and log p fill the room."""
+        """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
         energy, room, loss = problem.energy, problem.room, problem.energy.loss
-        h = energy.at(z.to(problem.q.device), out=room.work)
-        log_q, q, d = problem.log_q, problem.q, problem.d
-        response = problem.transport.respond_into(log_q, q, h, d, room.log_p, problem.tau)
+        log_q, q, d, on_device = problem.log_q, problem.q, problem.d, z.to(problem.q.device)
+
+        def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Tensor:
+            return energy.blend(base, scale, alpha, on_device, out)
+
+        response = problem.transport.respond_into(log_q, q, tilt, d, problem.tau, room.work, room.log_p)
         if response is None:
             return None
-        rounding = self._rounding(problem, response.log_p, h)
-        u = energy.outputs(torch.exp(response.log_p, out=room.work))
+        rounding = self._rounding(problem, response)
+        u = energy.weigh(response.log_p, response.rest)
         outputs, smallest = torch.cat([u, response.value.reshape(1)]).cpu().split([len(y), 1])
         value = float(smallest) - problem.tau * float(loss.conjugate(z, y))
         return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, rounding)
 
-    def _rounding(self, problem: StepProblem, log_p: Tensor, log_b: Tensor) -> float:
+    def _rounding(self, problem: StepProblem, found: Response) -> float:
         """4 ulp of the largest |log b| + |log p| at nodes that carry mass; 0 where that cannot reach rtol."""
-        ulp = torch.finfo(log_p.dtype).eps
+        ulp = torch.finfo(found.log_p.dtype).eps
         if self.rtol >= _FAR * ulp:
             return 0.0
-        largest, least = log_p.new_zeros(()), problem.log_q.max() - _LIGHT
-        for p, q, b in parts(log_p, problem.log_q, log_b):
+        largest, least = found.log_p.new_zeros(()), problem.log_q.max() - _LIGHT
+        for log_k, q, b in parts(found.log_p, problem.log_q, found.rest):
+            p = log_k + b
             light = torch.minimum(p, q) < least
-            largest = torch.maximum(largest, (p.abs() + b.abs()).masked_fill_(light, 0.0).max())
+            largest = torch.maximum(largest, (p.abs_() + b.abs()).masked_fill_(light, 0.0).max())
         return 4 * ulp * float(largest)
 
     def _search(
-        self, problem: StepProblem, y: Tensor, point: _Point, direction: Tensor, budget: int
+        self, problem: StepProblem, box: DualBox, point: _Point, direction: Tensor, budget: int
     ) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
         """
-        alpha, loss = 1.0, problem.energy.loss
+        alpha = 1.0
         for spent in range(1, budget + 1):
-            z = inside(point.z + alpha * direction, loss, y, point.z)
+            z = box.inside(point.z + alpha * direction, point.z)
             while (
-                found := self._evaluate(problem, y, z)
+                found := self._evaluate(problem, box.y, z)
             ) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
-                z = inside(point.z + alpha * direction, loss, y, point.z)
+                z = box.inside(point.z + alpha * direction, point.z)
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
             noise = max(_NOISE, point.rounding) * (1 + abs(point.value))

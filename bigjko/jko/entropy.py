@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bigjko_kernels import Cost
-from bigjko_kernels.fit import fit
 from bigjko_kernels.pages import empty_like
+from bigjko_kernels.passes import fit
 
 from ..errors import StepError
 from ..transport import OnGrid, Transport

@@ -3,14 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels.pages import empty_like
 
 from ..energy import Composite
-from ..losses import Loss
 from ..status import Status
 from ..transport import Transport
 
@@ -19,8 +17,8 @@ class Room:
     """Two arrays of the grid's shape for all passes of a step: on large grids new pages cost as much as arithmetic.
 
     Attributes:
-        work: scratch: tau (V + M^T z), then b, then p of the evaluation made last.
-        log_p: its log p, and at the end the solution's.
+        work: scratch: the logarithm of the factor on p's side in an evaluation.
+        log_p: of the evaluation made last, and at the end the solution's.
     """
 
     def __init__(self, like: Float[Tensor, "*grid"]) -> None:
@@ -74,16 +72,6 @@ class Solution:
     residual: float
     gap: float
     status: Status
-
-
-def relative_residual(
-    loss: Loss, y: Float[Tensor, " n"], z: Float[Tensor, " n"], outputs: Float[Tensor, " n"]
-) -> float:
-    """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
-    if y.numel() == 0:
-        return 0.0
-    scale = torch.maximum(z.abs().max(), loss.gradient(torch.zeros_like(y), y).abs().max())
-    return float((z - loss.gradient(outputs, y)).abs().max() / scale.clamp(min=1e-300))
 
 
 class StepSolver(ABC):

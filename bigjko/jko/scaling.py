@@ -12,8 +12,8 @@ from bigjko_kernels import LOG_ZERO
 from ..errors import StepError
 from ..status import Status
 from ..transport import Balanced
-from .box import free, inside, newton_move
-from .problem import Solution, StepProblem, StepSolver, relative_residual
+from .box import DualBox
+from .problem import Solution, StepProblem, StepSolver
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ class ScalingSolver(StepSolver):
         kernel, grid = transport.kernel, transport.kernel.grid
         # a = 1 and z = 0 to begin with: from the dual's z0 the first prox would start at masses like exp(tau V / eps).
         log_b = _over(problem.log_q, kernel.log_apply(torch.zeros_like(problem.log_q)))
-        z = inside(torch.zeros_like(z0), energy.loss, energy.targets)
+        box = DualBox(energy.loss, energy.targets)
+        z = box.inside(torch.zeros_like(z0))
         log_p, status = problem.log_q, Status.scaling_stalled
         iterations = 0
         for _ in range(self.max_iterations):
             iterations += 1
             log_s = kernel.log_apply(log_b)
-            last, (log_p, z) = log_p, _prox(problem, log_s, z)
+            last, (log_p, z) = log_p, _prox(problem, box, log_s, z)
             log_a = log_p - log_s
             log_b = _over(problem.log_q, kernel.log_apply(log_a))
             change = float(grid.sum((log_p.exp() - last.exp()).abs()) / grid.sum(log_p.exp()))
@@ -65,7 +66,7 @@ class ScalingSolver(StepSolver):
                 status = Status.ok
                 break
         outputs, y = energy.outputs(log_p.exp()), energy.targets
-        residual = relative_residual(energy.loss, y, z, outputs)
+        residual = box.residual(z, outputs)
         gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
         return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
 
@@ -74,7 +75,7 @@ def _over(log_x: Tensor, log_y: Tensor) -> Tensor:
     return torch.where(log_x == LOG_ZERO, LOG_ZERO, log_x - log_y)
 
 
-def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _prox(problem: StepProblem, box: DualBox, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """argmin over p of eps KL(p | s) + tau F(p) - <d, p>, as p = s exp((d - tau (V + M^T z)) / eps): (log p, z)."""
     energy, eps, tau = problem.energy, problem.transport.epsilon, problem.tau
     loss, y = energy.loss, energy.targets
@@ -85,14 +86,14 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
 
     log_p, gradient = respond(z)
     for _ in range(_NEWTON):
-        if y.numel() == 0 or float(free(gradient, z, loss, y).abs().max()) <= _PROX * (1 + float(y.abs().max())):
+        if y.numel() == 0 or float(box.free(gradient, z).abs().max()) <= _PROX * (1 + float(y.abs().max())):
             break
         p = log_p.exp()
         columns = [energy.outputs(p * energy.features.potential(e.to(p.dtype))) for e in torch.eye(len(y)).to(y)]
         hessian = torch.diag(loss.conjugate_curvature(z, y)) + tau / eps * torch.stack(columns)
-        direction, alpha = newton_move(hessian, gradient, z, loss, y), 1.0
+        direction, alpha = box.newton_move(hessian, gradient, z), 1.0
         while alpha > 1e-8:
-            new = inside(z + alpha * direction, loss, y, z)
+            new = box.inside(z + alpha * direction, z)
             log_new, found = respond(new)
             move = new - z
             last = float(move @ found)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import GridError
+from .passes import Rows
 from .streams import Stream, Tiled
 from .sums import rows_at_once
 
@@ -23,11 +24,22 @@ class Features(ABC):
     def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """M^T z, in the nodes' dtype."""
 
-    def add_potential(
-        self, V: Float[Tensor, "*nodes"], z: Float[Tensor, " n"], out: Float[Tensor, "*nodes"]
+    def blend(
+        self,
+        base: Float[Tensor, "*nodes"],
+        scale: float,
+        V: Float[Tensor, "*nodes"] | None,
+        alpha: float,
+        z: Float[Tensor, " n"],
+        out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
-        """V + M^T z, written into out, which may be V."""
-        return torch.add(V, self.potential(z), out=out)
+        """scale base + alpha (V + M^T z), written into out, which is neither base nor V; no V is V = 0."""
+        torch.mul(self.potential(z), alpha, out=out).add_(base, alpha=scale)
+        return out if V is None else out.add_(V, alpha=alpha)
+
+    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
+        return self.outputs(torch.exp(log_p.add_(rest), out=rest))
 
     @abstractmethod
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
@@ -70,6 +82,7 @@ class Ridge(Features):
         self.direction_axes = tuple(direction_axes)
         self.rest_axes = tuple(k for k in range(len(self.shape)) if k not in self.direction_axes)
         self.amplitude, self.alpha, self.beta = amplitude, alpha, beta
+        self._rows = Rows.of(self.shape, self.direction_axes, amplitude)
 
     def _contracted(self, p: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """sum over the rest of p * factor, one value a direction, in float64; for each factor."""
@@ -94,11 +107,26 @@ class Ridge(Features):
         """See Features."""
         return (self.amplitude * self._spread(self.stream.potential(z))).expand(self.shape)
 
-    def add_potential(
-        self, V: Float[Tensor, "*nodes"], z: Float[Tensor, " n"], out: Float[Tensor, "*nodes"]
+    def blend(
+        self,
+        base: Float[Tensor, "*nodes"],
+        scale: float,
+        V: Float[Tensor, "*nodes"] | None,
+        alpha: float,
+        z: Float[Tensor, " n"],
+        out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """See Features."""
-        return torch.addcmul(V, self.amplitude, self._spread(self.stream.potential(z)), out=out)
+        heights = self.stream.potential(z)
+        if self._rows is not None and self._rows.blend(base, scale, V, heights, alpha, out):
+            return out
+        torch.mul(self.amplitude, self._spread(heights * alpha), out=out).add_(base, alpha=scale)
+        return out if V is None else out.add_(V, alpha=alpha)
+
+    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """See Features."""
+        weights = None if self._rows is None else self._rows.weigh(log_p, rest)
+        return super().weigh(log_p, rest) if weights is None else self.stream.outputs(weights)
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""

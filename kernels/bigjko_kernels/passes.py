@@ -1,0 +1,207 @@
+"""What a step does to arrays of N between applications of the kernel: one pass each (passes.cpp), or by torch."""
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import compiler
+from .sums import inner, parts, rows_at_once
+
+_DTYPES = (torch.float32, torch.float64)
+_ALONE = 1 << 15  # nodes: below, a second thread costs what it saves
+
+
+class _Network(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("outer", "directions", "inner")),
+        ("amplitude", ctypes.c_void_p),
+    ]
+
+
+@functools.cache
+def load(march: str = "native") -> Any:
+    """The compiled passes, or None where they cannot be had."""
+    library = compiler.load("passes.cpp", march)
+    if library is None:
+        return None
+    place, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+    network = ctypes.POINTER(_Network)
+    kinds = {
+        "bigjko_blend": (None, place, real, place, place, real, place, network, number, number),
+        "bigjko_weigh": (None, place, place, place, network, number, number),
+        "bigjko_divide": (real, place, place, place, number, number, number),
+        "bigjko_rises": (real, place, number, number, number, number, number),
+        "bigjko_fit": (None, place, place, place, place, number, number, place, number, place),
+    }
+    for name, (result, *arguments) in kinds.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _compiled(*arrays: Tensor) -> Any:
+    """The library, if it takes these arrays, which are written to or read as they lie in memory."""
+    dtype = arrays[0].dtype
+    plain = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and not x.requires_grad for x in arrays)
+    return load() if plain and dtype in _DTYPES else None
+
+
+def _how(x: Tensor) -> tuple[bool, int]:
+    """Whether an array is float32, and on how many threads it is worked on."""
+    return x.dtype == torch.float32, torch.get_num_threads() if x.numel() > _ALONE else 1
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+class Rows:
+    """Nodes (outer, directions, inner) on which a network's amplitude is constant along the directions.
+
+    Args:
+        shape: of values on the nodes.
+        direction_axes: side by side, in order.
+        amplitude: broadcast over the shape.
+    """
+
+    @classmethod
+    def of(cls, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> "Rows | None":
+        """None where the amplitude is another (particles), or this machine cannot: by torch, then."""
+        first = min(direction_axes, default=0)
+        together = tuple(direction_axes) == tuple(range(first, first + len(direction_axes)))
+        sizes = (1,) * (len(shape) - amplitude.ndim) + tuple(amplitude.shape)
+        fits = (
+            together
+            and all(sizes[k] == 1 for k in direction_axes)
+            and math.prod(shape) > 0
+            and _compiled(amplitude.contiguous()) is not None
+        )
+        return cls(shape, direction_axes, amplitude) if fits else None
+
+    def __init__(self, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> None:
+        sizes = [1 if k in direction_axes else size for k, size in enumerate(shape)]
+        self._kept = amplitude.double().expand(sizes).contiguous()
+        first = min(direction_axes)
+        self.directions = math.prod(shape[k] for k in direction_axes)
+        self.outer, self.inner = math.prod(shape[:first]), math.prod(sizes[first:])
+
+    def _network(self) -> _Network:  # no pointer is kept: a stepper can be copied and pickled
+        return _Network(self.outer, self.directions, self.inner, self._kept.data_ptr())
+
+    def blend(self, base: Tensor, scale: float, V: Tensor | None, heights: Tensor, alpha: float, out: Tensor) -> bool:
+        """Writes scale base + alpha (V + amplitude heights) into out, which may be base; whether it could."""
+        library = _compiled(base, heights, out, *(() if V is None else (V,)))
+        if library is None:
+            return False
+        added = None if V is None else V.data_ptr()
+        places = (base.data_ptr(), scale, added, heights.data_ptr(), alpha, out.data_ptr())
+        library.bigjko_blend(*places, self._network(), *_how(out))
+        return True
+
+    def weigh(self, log_p: Tensor, rest: Tensor) -> Tensor | None:
+        """Adds rest to log_p; the sums over each direction's nodes of amplitude exp(log_p). None where it could not."""
+        library = _compiled(log_p, rest)
+        if library is None:
+            return None
+        weights = torch.empty(self.directions, dtype=torch.float64)
+        library.bigjko_weigh(log_p.data_ptr(), rest.data_ptr(), weights.data_ptr(), self._network(), *_how(log_p))
+        return weights
+
+
+# ------------------------------------------------------------------------------------------------------------ measures
+
+
+def divide(q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> Tensor:
+    """Writes log_q - log_k over log_k; the sum of q log_k as it was, in float64."""
+    if (library := _compiled(q, log_q, log_k)) is not None:
+        places = (x.data_ptr() for x in (q, log_q, log_k))
+        return torch.tensor(library.bigjko_divide(*places, q.numel(), *_how(q)), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=q.device)
+    for q_i, log_q_i, log_k_i in parts(q, log_q, log_k):  # both in the cache
+        total += inner(q_i, log_k_i)
+        torch.sub(log_q_i, log_k_i, out=log_k_i)
+    return total
+
+
+def rises(p: Float[Tensor, "*grid"], axis: int, *, around: bool) -> Float[Tensor, ""]:
+    """The sum of (sqrt(p') - sqrt(p))^2 over neighbours along an axis, in float64; around: the ends are neighbours."""
+    n = p.shape[axis]
+    total = torch.zeros((), dtype=torch.float64, device=p.device)
+    if around:
+        first, last = (p.select(axis, i).double().sqrt() for i in (0, n - 1))
+        total += (first - last).square().sum()
+    if (library := _compiled(p)) is not None:
+        before, after = math.prod(p.shape[:axis]), math.prod(p.shape[axis + 1 :])
+        return total.add_(max(0.0, library.bigjko_rises(p.data_ptr(), before, n, after, *_how(p))))
+    size = rows_at_once(p)
+    for start in range(0, p.shape[0], size):  # one row more, for the differences between slabs
+        root = p[start : start + size + (axis == 0)].sqrt()
+        rise = root.narrow(axis, 1, root.shape[axis] - 1) - root.narrow(axis, 0, root.shape[axis] - 1)
+        total += inner(rise, rise)
+    return total
+
+
+class Floor(NamedTuple):
+    """A new potential is at least `least` + eps log r - slope d."""
+
+    eps: float
+    slope: float
+    least: float
+
+
+_NONE = Floor(0.0, 0.0, -math.inf)
+
+
+class Fit(NamedTuple):
+    """Of p and of r, which a potential reproduces; all NaN where a log(p/r) is.
+
+    Attributes:
+        mass, reproduced, missed: the sums of p, r and |p - r|, in float64.
+        worst: the largest log(p/r).
+        top: the largest value of the new potential.
+    """
+
+    mass: float
+    reproduced: float
+    missed: float
+    worst: float
+    top: float
+
+
+def fit(
+    log_p: Float[Tensor, "*grid"],
+    log_r: Float[Tensor, "*grid"],
+    d: Float[Tensor, "*grid"],
+    rate: float,
+    out: Tensor,
+    floor: Floor = _NONE,
+) -> Fit:
+    """Writes d + rate log(p/r), or the floor where that is larger, into out, which may be d; how p and r differ."""
+    if (library := _compiled(log_p, log_r, d, out)) is None:
+        return fit_by_torch(log_p, log_r, d, rate, out, floor)
+    rule, found = (ctypes.c_double * 4)(rate, *floor), (ctypes.c_double * 5)()
+    single, threads = _how(log_p)
+    library.bigjko_fit(*(x.data_ptr() for x in (log_p, log_r, d, out)), log_p.numel(), single, rule, threads, found)
+    return Fit(*found)
+
+
+def fit_by_torch(log_p: Tensor, log_r: Tensor, d: Tensor, rate: float, out: Tensor, floor: Floor = _NONE) -> Fit:
+    """The same by torch, a few nodes at a time; log_r is overwritten."""
+    mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
+    worst = top = d.new_full((), -math.inf)
+    for log_p_i, log_r_i, d_i, new in parts(log_p, log_r, d, out):
+        log_ratio = log_p_i - log_r_i
+        lowest = torch.add(floor.eps * log_r_i, d_i, alpha=-floor.slope).add_(floor.least)
+        torch.fmax(torch.add(d_i, log_ratio, alpha=rate), lowest.masked_fill_(log_ratio.isnan(), math.nan), out=new)
+        worst, top = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max())
+        p, r = log_p_i.exp(), log_r_i.exp_()
+        mass += p.sum(dtype=torch.float64)
+        reproduced += r.sum(dtype=torch.float64)
+        missed += p.sub_(r).abs_().sum(dtype=torch.float64)
+    found = Fit(*torch.stack([mass, reproduced, missed, worst.double(), top.double()]).tolist())
+    return Fit(*[math.nan] * 5) if math.isnan(found.top) else found

@@ -1,0 +1,183 @@
+"""What a step does between applications of its kernel: compiled code against torch."""
+
+import math
+
+import pytest
+import torch
+
+from bigjko_kernels import Features, Ridge, passes
+from bigjko_kernels.streams import Tiled
+
+F32, F64 = torch.float32, torch.float64
+pytestmark = pytest.mark.skipif(passes.load() is None, reason="there is no compiler")
+
+
+def values(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log p, log r and d: bulk, tails that underflow, and nodes without mass."""
+    generator = torch.Generator().manual_seed(n)
+    log_p = -30 * torch.rand(n, dtype=F64, generator=generator)
+    log_p[1::7] -= 900.0
+    log_r = log_p + 0.3 * torch.randn(n, dtype=F64, generator=generator)
+    log_p[2::11] = -math.inf
+    return log_p.to(dtype), log_r.to(dtype), torch.randn(n, dtype=F64, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("floor", [(), (passes.Floor(0.5, 1.5, -0.75),)], ids=["free", "floor"])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("n", [1, 5, 64, 100_003])
+def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype, floor: tuple[passes.Floor, ...]) -> None:
+    log_p, log_r, d = values(n, dtype)
+    out = torch.empty_like(d)
+    found = passes.fit(log_p, log_r, d, 0.25, out, *floor)
+    plain = torch.empty_like(d)
+    exact = passes.fit_by_torch(log_p.double(), log_r.double().clone(), d.double(), 0.25, plain.double(), *floor)
+    passes.fit_by_torch(log_p, log_r.clone(), d, 0.25, plain, *floor)
+    lowest = 0.5 * log_r - 1.5 * d - 0.75
+    moved = d + 0.25 * (log_p - log_r)
+    if floor and n > 5:
+        assert 0.05 < (lowest > moved).double().mean() < 0.95
+    torch.testing.assert_close(plain, torch.maximum(moved, lowest) if floor else moved)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(out, plain, rtol=8 * rounding, atol=8 * rounding)
+    # The polynomials are right to 2e-16 in double and to 2e-9 in single; sums of n positive terms lose no more.
+    loss = 1e-14 if dtype == F64 else 4e-9
+    for name in ("mass", "reproduced", "missed"):
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=loss, abs=loss * exact.mass + 1e-300)
+    assert found.worst == pytest.approx(float((log_p.double() - log_r.double()).max()), rel=1e-15)
+    assert found.top == pytest.approx(float(out.double().max()), rel=8 * rounding)
+
+
+def test_bits_are_the_same_for_any_number_of_threads_and_in_place() -> None:
+    log_p, log_r, d = values(300_001, F64)
+    out, before = torch.empty_like(d), torch.get_num_threads()
+    found = passes.fit(log_p, log_r, d, 0.25, out)
+    try:
+        torch.set_num_threads(before + 1)
+        assert passes.fit(log_p, log_r, d, 0.25, d) == found
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(d, out)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_shows(wrong: float) -> None:
+    log_p, log_r, d = values(50, F64)
+    log_p[49] = log_r[49] = wrong  # whose ratio is NaN
+    for way in (passes.fit, passes.fit_by_torch):
+        assert all(map(math.isnan, way(log_p, log_r.clone(), d, 0.25, torch.empty_like(d))))
+        floored = way(log_p, log_r.clone(), d, 0.25, torch.empty_like(d), passes.Floor(0.5, 1.5, 0.0))
+        assert all(map(math.isnan, floored))
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+# Shape, direction axes: of Lifted, Projected, PolarCone, the half circle, Signed; lengths that fill no register.
+NODES = {
+    "a line and a": ((7, 5), (0,)),
+    "a plane and a": ((19, 23, 41), (0, 1)),
+    "sheets": ((2, 1031), (1,)),
+    "sheets and radii": ((2, 67, 13), (1,)),
+    "sheets and a plane": ((2, 31, 37), (1, 2)),
+    "directions alone": ((40_009,), (0,)),
+    "one node": ((1, 1), (0,)),
+}
+
+
+def network(name: str, dtype: torch.dtype) -> tuple[Ridge, torch.Tensor]:
+    """Features on nodes of that shape, and a dual point of their three data."""
+    shape, axes = NODES[name]
+    generator = torch.Generator().manual_seed(7)
+    rest = [1 if k in axes else n for k, n in enumerate(shape)]
+    directions = math.prod(shape[k] for k in axes)
+    W, X = (torch.randn(k, 2, dtype=F64, generator=generator).to(dtype) for k in (directions, 3))
+    amplitude = torch.randn(rest, dtype=F64, generator=generator).to(dtype)
+    return Ridge(Tiled(W, X), shape, axes, amplitude, amplitude, amplitude), X @ X.new_tensor([1.0, -2.0])
+
+
+@pytest.mark.parametrize("with_V", [False, True], ids=["V=0", "V"])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("name", NODES)
+def test_tilting_and_weighing_are_those_of_torch(name: str, dtype: torch.dtype, with_V: bool) -> None:
+    ridge, z = network(name, dtype)
+    assert ridge._rows is not None
+    generator = torch.Generator().manual_seed(1)
+    base, V, log_p, rest = (torch.randn(ridge.shape, dtype=F64, generator=generator).to(dtype) for _ in range(4))
+    log_p.view(-1)[::5] -= 2000.0  # no mass
+    log_p.view(-1)[3::11] = -math.inf
+    rounding = 8 * torch.finfo(dtype).eps
+    found = ridge.blend(base, 0.5, V if with_V else None, -3.0, z, torch.empty_like(base))
+    wide = 0.5 * base.double() - 3.0 * (ridge.potential(z).double() + (V.double() if with_V else 0.0))
+    torch.testing.assert_close(found.double(), wide, rtol=rounding, atol=10 * rounding)
+    by_torch = Features.blend(ridge, base, 0.5, V if with_V else None, -3.0, z, torch.empty_like(base))
+    torch.testing.assert_close(found, by_torch, rtol=rounding, atol=10 * rounding)
+
+    exact = ridge.outputs((log_p + rest).double().exp())
+    kept, scratch = log_p.clone(), rest.clone()
+    outputs = ridge.weigh(log_p, rest)
+    assert torch.equal(log_p, kept + rest)
+    size = ridge.outputs((kept + rest).double().exp() * ridge.amplitude.double().sign()).abs().max()
+    assert float((outputs - exact).abs().max()) <= (1e-13 if dtype == F64 else 1e-8) * float(size) + 1e-300
+    torch.testing.assert_close(Features.weigh(ridge, kept, scratch), exact, rtol=1e-5, atol=1e-5 * float(size) + 1e-300)
+
+
+@pytest.mark.parametrize("name", ["a plane and a", "sheets"])
+def test_outputs_of_what_is_no_number_are_none(name: str) -> None:
+    ridge, _ = network(name, F64)
+    for wrong in (math.nan, math.inf):
+        log_p = torch.zeros(ridge.shape, dtype=F64)
+        log_p.view(-1)[-1] = wrong
+        weights = ridge._rows.weigh(log_p, torch.zeros_like(log_p)) if ridge._rows else None
+        assert weights is not None
+        assert weights.isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (1, 9), (9, 1), (37, 91), (13, 17, 201)], ids=str)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_dividing_and_rises_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(len(shape))
+    log_q, log_k = (torch.randn(shape, dtype=F64, generator=generator).to(dtype) for _ in range(2))
+    q = log_q.exp()
+    q.view(-1)[::7] = 0.0
+    expected, kept = float((q.double() * log_k.double()).sum()), log_k.clone()
+    size = float((q.double() * log_k.double()).abs().sum())
+    assert float(passes.divide(q, log_q, log_k)) == pytest.approx(expected, abs=1e-14 * size)
+    assert torch.equal(log_k, log_q - kept)
+    for axis, n in enumerate(shape):
+        for around in (False, True) if n > 1 else ():
+            root = q.double().sqrt()
+            rise = (root.roll(-1, axis) - root).square()
+            expected = float((rise if around else rise.narrow(axis, 0, n - 1)).sum())
+            found = float(passes.rises(q, axis, around=around))
+            assert found == pytest.approx(expected, abs=1e-14 * float(q.double().sum()))
+            if dtype == F64:  # which no compiled pass takes, as it does not lie in memory as it is
+                strided = q.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]
+                assert float(passes.rises(strided, axis, around=around)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_threads_change_no_bit_of_any_pass() -> None:
+    ridge, z = network("a plane and a", F64)
+    generator = torch.Generator().manual_seed(3)
+    q, log_q, log_k = (torch.rand(1, 200_003, dtype=F64, generator=generator) for _ in range(3))
+    base, rest = (torch.randn(ridge.shape, dtype=F64, generator=generator) for _ in range(2))
+    before, found = torch.get_num_threads(), []
+    big, V = base.repeat(9, 1, 1), rest.repeat(9, 1, 1)  # shared between threads
+    wide = Ridge(Tiled(ridge.stream.directions.repeat(9, 1), ridge.stream.X), big.shape, (0, 1), *[ridge.amplitude] * 3)
+    try:
+        for threads in (before, before + 1):
+            torch.set_num_threads(threads)
+            log_p, over = big.clone(), log_k.clone()
+            value = passes.divide(q, log_q, over)
+            found.append(
+                [
+                    wide.blend(big, 1.0, V, 2.0, z, torch.empty_like(big)),
+                    wide.weigh(log_p, V),
+                    log_p,
+                    value,
+                    over,
+                    passes.rises(big.abs(), 0, around=False),
+                ]
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert big.numel() > passes._ALONE
+    assert all(map(torch.equal, *found))
