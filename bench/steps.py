@@ -100,6 +100,9 @@ def solvers(setup: Setup, side: int, tau: float, epsilon: float, bar: float | No
 # ------------------------------------------------------------------------------------------------------------ anatomy
 
 
+FEW = ": what no grid changes"
+
+
 @dataclass
 class Clock:
     """Seconds inside `log_apply`, of whatever kernel, and calls."""
@@ -130,7 +133,10 @@ def kernel_clock() -> Iterator[Clock]:
 
 
 def anatomy(setup: Setup) -> Table:
-    """Debiased steps at default settings: how many applications, and the share of the time outside the kernel."""
+    """Debiased steps at default settings: how many applications, and the share of the time outside the kernel.
+
+    Steps on grids of a few nodes show what is outside it whatever the grid: the interpreter, and sums over data.
+    """
     lifted, projected, device = bj.neurons.Lifted(), bj.neurons.Projected(), setup.device
     small = setup.quick
     cases: list[tuple[str, bj.Risk, Grid]] = []
@@ -144,6 +150,9 @@ def anatomy(setup: Setup) -> Table:
     plane = risk(16, 2, D, device)
     on_circle = bj.Risk(plane.X, plane.y, neurons=projected, loss=plane.loss)
     cases.append(("Projected, 2 x 1024, n = 16", on_circle, projected.grid(1024, 2, device=device)))
+    line = risk(16, 1, D, device)
+    cases.append((f"Lifted, 16^2, n = 16{FEW}", line, lifted.grid(16, 1, device=device)))
+    cases.append((f"Projected, 2 x 16, n = 16{FEW}", on_circle, projected.grid(16, 2, device=device)))
     clocks: dict[str, list[tuple[int, float]]] = {name: [] for name, _, _ in cases}
 
     def build(name: str, problem: bj.Risk, grid: Grid) -> Callable[[], Run]:
@@ -173,7 +182,12 @@ def anatomy(setup: Setup) -> Table:
             continue
         calls = clocks[row.name][-1][0]
         outside = statistics.median(share for _, share in clocks[row.name])
-        row.note = f"{calls} kernel applications, {100 * outside:.0f}% of the time outside them"
+        spent = statistics.median(
+            share * t for (_, share), t in zip(clocks[row.name][-len(row.times) :], row.times, strict=True)
+        )
+        row.note = f"{calls} kernel applications, {100 * outside:.0f}% of the time outside them: {1e3 * spent:.2g} ms"
+        if row.name.endswith(FEW):
+            continue
         table.bars.append(Bar(f"kernel applications of a debiased step, {row.name}", calls, 30.0))
         table.bars.append(Bar(f"share of a debiased step's time outside the kernel, {row.name}", outside, 0.25))
     return table

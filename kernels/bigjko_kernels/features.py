@@ -34,7 +34,7 @@ class Features(ABC):
         out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """scale base + alpha (V + M^T z), written into out, which is neither base nor V; no V is V = 0."""
-        torch.mul(self.potential(z), alpha, out=out).add_(base, alpha=scale)
+        torch.mul(base, scale, out=out).add_(self.potential(z), alpha=alpha)
         return out if V is None else out.add_(V, alpha=alpha)
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
@@ -120,7 +120,7 @@ class Ridge(Features):
         heights = self.stream.potential(z)
         if self._rows is not None and self._rows.blend(base, scale, V, heights, alpha, out):
             return out
-        torch.mul(self.amplitude, self._spread(heights * alpha), out=out).add_(base, alpha=scale)
+        torch.mul(base, scale, out=out).addcmul_(self.amplitude, self._spread(heights), value=alpha)
         return out if V is None else out.add_(V, alpha=alpha)
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:

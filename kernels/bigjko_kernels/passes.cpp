@@ -15,7 +15,13 @@ constexpr long SHARE = 1 << 14;  // nodes
 
 typedef float F __attribute__((vector_size(4 * L), aligned(4), may_alias));
 inline V load(const double* p) { return *(const V*)p; }
+#if defined(__AVX512DQ__)  // which GCC 12 converts by halves
+inline V load(const float* p) { return (V)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+#elif defined(__AVX2__)
+inline V load(const float* p) { return (V)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
+#else
 inline V load(const float* p) { return __builtin_convertvector(*(const F*)p, V); }
+#endif
 inline void store(double* p, V x) { *(V*)p = x; }
 inline void store(float* p, V x) { *(F*)p = __builtin_convertvector(x, F); }
 
