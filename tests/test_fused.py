@@ -35,6 +35,11 @@ def applied(axis: FusedAxis, b: Tensor) -> Tensor:
     return out
 
 
+def expected_of(axis: FusedAxis, b: Tensor) -> Tensor:
+    log_k = -axis.cost(axis.nodes[:, None], axis.nodes) / axis.epsilon
+    return (log_k[:, :, None] + b[:, None]).logsumexp(2)
+
+
 @given(
     seed=st.integers(0, 10**6),
     shape=st.tuples(st.integers(1, 20), st.integers(2, 50), st.integers(1, 70)),
@@ -51,8 +56,7 @@ def test_lines_may_lie_in_memory_in_any_way(
     axis = on_axis(factor)
     b = drift * torch.linspace(0.0, n / 0.75, n)[:, None].double() + torch.randn(shape, generator=generator).double()
     b = b.masked_fill(torch.rand(shape, generator=generator) < 0.05, LOG_ZERO)
-    log_k = -axis.cost(factor.nodes[:, None], factor.nodes) / axis.epsilon
-    expected = (log_k[:, :, None] + b[:, None]).logsumexp(2)
+    expected = expected_of(axis, b)
     assert_close(applied(axis, b), expected, log_tolerance(expected, torch.float64))
 
 
@@ -197,6 +201,37 @@ def test_a_long_axis_allocates_no_square(path: Taken) -> None:
 def test_an_axis_whose_bounds_would_take_too_much_memory_is_left_to_torch() -> None:
     assert not FusedAxis.takes(Line.uniform(0.0, 1.0, 17_000), 17_000)
     assert FusedAxis.takes(Line.uniform(0.0, 1.0, 17_000), 17_000 * 300)
+
+
+@pytest.mark.parametrize("nodes", range(20, 45))
+def test_drifts_around_the_one_at_which_one_exponential_a_node_ends(nodes: int, path: Taken) -> None:
+    # The costs of two tiles of 8 differ by up to 149 a tile between them: 5 tiles apart it is too much.
+    axis = on_axis(Line.uniform(0.0, 1.0, 300))
+    x = torch.arange(300, dtype=torch.float64)
+    steep = torch.minimum(x, 299 - x) * (nodes / 0.75)
+    b = steep[:, None] + torch.rand(300, 20, generator=torch.Generator().manual_seed(nodes), dtype=torch.float64)
+    expected = expected_of(axis, b[None])
+    assert_close(applied(axis, b[None]), expected, log_tolerance(expected, torch.float64))
+    assert path.mended == 0
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(60, 200))
+def test_calm_and_steep_lines_may_meet_in_one_array(seed: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.arange(n, dtype=torch.float64)
+    noise = torch.rand(n, generator=generator, dtype=torch.float64)
+    empty = torch.full((n,), LOG_ZERO, dtype=torch.float64)
+    halves = torch.where(x < n / 2, 100 / 0.75 * x, noise)
+    spike = empty.clone()
+    spike[int(noise[0] * n)] = 0.7
+    cut = noise.masked_fill(x > n / 3, LOG_ZERO)
+    lines = [noise, halves, -133.0 * x, 1e4 * noise, 500 * (x % 2), cut, spike, empty]
+    calm = torch.rand(2, 16, generator=generator) < 0.6
+    kinds = torch.randint(len(lines), (2, 16), generator=generator).masked_fill(calm, 0)
+    b = torch.stack(lines)[kinds].transpose(1, 2).contiguous()
+    axis = on_axis(Line.uniform(0.0, 1.0, n))
+    expected = expected_of(axis, b)
+    assert_close(applied(axis, b), expected, log_tolerance(expected, torch.float64))
 
 
 # ------------------------------------------------------------------------------------------------------------ building

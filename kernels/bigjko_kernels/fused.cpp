@@ -1,22 +1,30 @@
 // One axis of the separable kernel: out_i = log sum_k exp(-c_ik/eps + b_k) along every line, 16 lines at a time.
 //
-// Nodes lie in tiles of 8; I is a tile of outputs, J one of inputs, r the middle node of I. With s the largest
-// b_k - c_rk/eps of a line,
+// Nodes lie in tiles of 8; I is a tile of outputs, J one of inputs. With m_J the largest b_k and n_IJ the largest
+// -c_ik/eps of such tiles, and s the largest m_J + n_IJ of a line,
+//
+//     out_i = s + log sum_J g_J sum_{k in J} Q_ik e_k,   e_k = exp(b_k - m_J),   g_J = exp(m_J + n_IJ - s)
+//     Q_ik = exp(-c_ik/eps - n_IJ)
+//
+// which is one exponential a node. It loses nothing while costs from the tile that has s to I differ by no more than
+// SPREAD, whatever b: exp(-SPREAD) is in every sum. Else, with r the middle node of I and s the largest b_k - c_rk/eps,
 //
 //     out_i = s + a_i + log sum_J f_iJ sum_{k in J} R_ik e_k,   e_k = exp(b_k - c_rk/eps - s),   f_iJ = exp(a_iJ - a_i)
 //     R_ik = exp(-(c_ik - c_rk)/eps - a_iJ),   a_iJ = max_{k in J} -(c_ik - c_rk)/eps,   a_i = max_J a_iJ
 //
 // However steep b is, the terms that make out_i are within a few hundred of s + a_i, so that a drift of 100 nodes costs
-// what none does. R, a and c_r come in blocks, one a pair (I, J), made by the caller when they are first wanted.
+// what one of 40 does. Q, R, a and c_r come in blocks, one a pair (I, J), made by the caller when first wanted.
 //
-// A tile is left out only where a bound says that all of it is below exp(-margin)/n of every output of I: by its largest
-// b (or that of 8 tiles, a group) and the smallest cost; then by its largest b_k - c_rk/eps. Where a sum may have lost
-// terms to underflow, each line is done again by itself; what still may have is marked +inf, for the caller to mend.
+// A tile is left out only where a bound says that all of it is below exp(-margin)/n of every output of I: by its
+// largest b (or that of 8 tiles, a group) and the smallest cost; then, where known, by its largest b_k - c_rk/eps.
+// Where a sum may have lost terms to underflow, each line is done again by itself; what still may have is marked +inf,
+// for the caller to mend.
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -26,11 +34,22 @@
 namespace {
 
 constexpr int SUMS = L == 8 ? 8 : L / 2;  // rows of outputs whose sums fit the registers
-constexpr int T = 8, W = 16, GROUP = 8;  // nodes a tile, lines at a time, tiles a group
-constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89, BLOCK = 96;  // within a block; R comes first
+constexpr int T = 8, W = 16, GROUP = 8, HELD = 16;  // nodes a tile, lines at a time, tiles a group, tiles of e
+constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
+constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92, Q = 96, BLOCK = 160;  // -c_ik/eps: largest, smallest, so where i = k
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
+constexpr double SPREAD = 640;  // exp(-SPREAD) > TINY
+
+template <class X>
+struct Aligned {  // no vector across two lines of the cache
+    typedef X value_type;
+    X* allocate(size_t n) { return (X*)::operator new(n * sizeof(X), std::align_val_t(64)); }
+    void deallocate(X* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+};
+using Doubles = std::vector<double, Aligned<double>>;
 
 template <int N>
 struct Vector {  // N doubles: one a line (Row), or one a node of a tile (Nodes)
@@ -84,31 +103,48 @@ struct Axis {
 
 // W lines: what goes in (-inf beyond the last node), its largest entries by tile and group, and what comes out.
 struct Columns {
-    std::vector<double> x, y, top, group_top;
+    Doubles x, y, e, top, fall, group_top;  // y: of one tile; fall: the largest -x of each; e: exp(x - top) of some
+    long held[HELD];                        // which
+    unsigned good;                          // the lines without NaN and +inf
 
-    explicit Columns(const Axis& a) : x(a.tiles * T * W, -INFINITY), y(x), top(a.tiles * W), group_top(a.groups * W) {}
+    explicit Columns(const Axis& a)
+        : x(a.tiles * T * W, -INFINITY), y(T * W), e(HELD * T * W), top(a.tiles * W), fall(top),
+          group_top(a.groups * W) {}
 
-    unsigned tops(const Axis& a) {  // returns the lines without NaN and +inf
-        unsigned good = ALL;
+    void tops(const Axis& a) {
+        good = ALL;
+        std::fill(held, held + HELD, -1);
         for (long j = 0; j < a.tiles; ++j) {
-            Row m(-INFINITY);
-            for (int k = 0; k < T * W; k += W) {
-                const Row r(&x[j * T * W + k]);
+            Row m(-INFINITY), f(-INFINITY);
+            for (long k = j * T; k < std::min(a.n, (j + 1) * T); ++k) {
+                const Row r(&x[k * W]);
                 m = larger(m, r);
+                f = larger(f, Row(0.0) - r);
                 good &= reaches(Row(DBL_MAX), r);
             }
             m.store(&top[j * W]);
+            f.store(&fall[j * W]);
             double* g = &group_top[j / GROUP * W];
             (j % GROUP ? larger(Row(g), m) : m).store(g);
         }
-        return good;
+    }
+
+    template <class P>
+    const double* calm(long j) {  // exp(x - top) of a tile
+        double* to = &e[j % HELD * T * W];
+        if (std::exchange(held[j % HELD], j) != j) {
+            const Row m = larger(Row(&top[j * W]), Row(-DBL_MAX));
+#pragma GCC unroll 2
+            for (int k = 0; k < T * W; k += W) exp_of<P>(Row(&x[j * T * W + k]) - m).store(to + k);
+        }
+        return to;
     }
 };
 
 template <class P>
 struct Work {  // one thread's
     const Axis& a;
-    std::vector<double> t, t_top, factor;
+    Doubles t, t_top, factor;
     std::vector<long> from, to;  // the tiles that the last lines needed, for each I
     std::vector<int> tile;
     std::vector<const double*> block;
@@ -130,38 +166,35 @@ struct Work {  // one thread's
     unsigned outputs(Columns& b, long i, unsigned mask, bool mark) {
         const double *near = a.near + i * a.tiles, *gn = a.group_near + i * a.groups, *gf = a.group_far + i * a.groups;
         int32_t* where = a.where + i * a.tiles;
-        double* y = &b.y[i * T * W];
+        double* y = b.y.data();
         Row low(-DBL_MAX);  // below every output of I; not -inf, which -inf would reach
-        for (long g = 0; g < a.groups; ++g) low = larger(low, Row(&b.group_top[g * W]) + gf[g]);
         auto matters = [&](const double* top, double shift) { return reaches(Row(top) + shift, low + -margin) & mask; };
         int count = 0;
         auto take = [&](long j) {
             const int32_t p = __atomic_load_n(where + j, __ATOMIC_RELAXED);
             if (p < 0) return false;
-            const double *k_ij = a.blocks + long(p) * BLOCK, *x = &b.x[j * T * W];
-            double* v = &t[count * T * W];
-            Row m(-INFINITY);
-            for (int k = 0; k < T; ++k) {
-                const Row r = Row(x + k * W) + k_ij[REF + k];
-                r.store(v + k * W);
-                m = larger(m, r);
-            }
-            m.store(&t_top[count * W]);
-            low = larger(low, m + k_ij[LOW_ALL]);
+            const double* k_ij = a.blocks + long(p) * BLOCK;
+            const Row m(&b.top[j * W]);
+            (m + k_ij[NEAR]).store(&t_top[count * W]);
+            low = larger(low, larger(m + k_ij[FAR], Row(k_ij[DIAGONAL]) - Row(&b.fall[j * W])));
             tile[count] = int(j);
             block[count++] = k_ij;
             return true;
         };
         long begin = from[i], end = begin;  // what the last lines needed, which spares branches; then, do others matter?
         while (end < to[i] && take(end)) ++end;
-        unsigned more = 0;
+        Row rest(-INFINITY);
         bool lacks = false;
-        for (long g = 0; g < a.groups; ++g)
+        for (long g = 0; g < a.groups; ++g) {
+            const Row top(&b.group_top[g * W]);
+            low = larger(low, top + gf[g]);
             if (g * GROUP < end && begin < (g + 1) * GROUP)
                 for (long j = g * GROUP; j < std::min(a.tiles, (g + 1) * GROUP); ++j)
-                    more |= j >= begin && j < end ? 0 : matters(&b.top[j * W], near[j]);
+                    rest = j >= begin && j < end ? rest : larger(rest, Row(&b.top[j * W]) + near[j]);
             else
-                more |= matters(&b.group_top[g * W], gn[g]);
+                rest = larger(rest, top + gn[g]);
+        }
+        const unsigned more = reaches(rest, low + -margin) & mask;
         for (long g = 0; more && g < a.groups; ++g)
             if (matters(&b.group_top[g * W], gn[g]))
                 for (long j = g * GROUP; j < std::min(a.tiles, (g + 1) * GROUP); ++j)
@@ -174,33 +207,67 @@ struct Work {  // one thread's
             if (mark) fill(y, mask, INFINITY);
             return mark ? 0 : mask;
         }
-        Row s(-DBL_MAX);
-        for (int c = 0; c < count; ++c) s = larger(s, Row(&t_top[c * W]));
-        int best = 0, votes = -1, kept = 0;  // best: the tile that has s on most lines
-        unsigned filled = 0;
-        for (int c = 0; c < count; ++c) {
-            const unsigned has = reaches(Row(&t_top[c * W]), s) & mask;
-            const int v = __builtin_popcount(has);
-            best = v > votes ? c : best, votes = std::max(v, votes);
-            filled |= has;
+        Row s;
+        int best, votes, kept = 0;  // best: the tile that has s on most lines
+        unsigned filled;
+        auto vote = [&] {  // returns whether tiles that have s are near
+            s = Row(-DBL_MAX);
+            best = 0, votes = -1, filled = 0;
+            bool calm = true;
+            for (int c = 0; c < count; ++c) s = larger(s, Row(&t_top[c * W]));
+            for (int c = 0; c < count; ++c) {
+                const unsigned has = reaches(Row(&t_top[c * W]), s) & mask;
+                const int v = __builtin_popcount(has);
+                best = v > votes ? c : best, votes = std::max(v, votes);
+                filled |= has;
+                calm &= !has || block[c][NEAR] - block[c][FAR] <= SPREAD;
+            }
+            return calm;
+        };
+        const bool calm = vote();
+        if (!calm) {
+            for (int c = 0; c < count; ++c) {
+                const double* x = &b.x[tile[c] * long(T * W)];
+                double* v = &t[c * T * W];
+                Row m(-INFINITY);
+                for (int k = 0; k < T; ++k) {
+                    const Row r = Row(x + k * W) + block[c][REF + k];
+                    r.store(v + k * W);
+                    m = larger(m, r);
+                }
+                m.store(&t_top[c * W]);
+                low = larger(low, m + block[c][LOW_ALL]);
+            }
+            vote();
         }
-        Nodes a_i(-DBL_MAX);
+        Nodes a_i(calm ? 0.0 : -DBL_MAX);
         if (count) {  // out_i is at least the largest of `best`, and knows how steep b is
             const Nodes own(block[best] + LOW);
             const Row own_top(&t_top[best * W]);
             from[i] = a.tiles, to[i] = 0;
             for (int c = 0; c < count; ++c) {
                 const Nodes above(block[c] + TOP);
-                const Row bound = larger(own_top + -(margin + most(above - own)), low + -(margin + block[c][TOP_ALL]));
-                if (!(reaches(Row(&t_top[c * W]), bound) & mask)) continue;
+                const Row top(&t_top[c * W]);
+                const Row bound = calm ? low + -margin
+                                       : larger(own_top + -(margin + most(above - own)),
+                                                low + -(margin + block[c][TOP_ALL]));
+                if (!(reaches(top, bound) & mask)) continue;
+                if (calm) {
+                    const double* e = b.calm<P>(tile[c]);
+                    const Row g = exp_of<P>(top - s);
+                    for (int k = 0; k < T * W; k += W) (Row(e + k) * g).store(&t[c * T * W + k]);
+                } else {
+                    a_i = larger(a_i, above);
+                }
                 from[i] = std::min(from[i], long(tile[c])), to[i] = std::max(to[i], tile[c] + 1L);
                 tile[kept++] = c;
-                a_i = larger(a_i, above);
             }
             if (to[i] - from[i] > 2 * kept) from[i] = to[i] = 0;  // too sparse for a guess
         }
         for (int m = 0; m < kept; ++m) {
             const double* k_ij = block[tile[m]];
+            block[m] = calm ? k_ij + Q : &factor[m * T * T];
+            if (calm) continue;
             double* e = &t[tile[m] * T * W];
             const Nodes f = exp_of<P>(Nodes(k_ij + TOP) - a_i);
             for (int k = 0; k < T; ++k) (Nodes(k_ij + k * T) * f).store(&factor[(m * T + k) * T]);
@@ -210,11 +277,12 @@ struct Work {  // one thread's
         double a_q[T];
         a_i.store(a_q);
         unsigned torn = 0;
+        Row sums[T];
         for (int first = 0; first < T; first += SUMS) {
             Row sum[SUMS];
             for (Row& r : sum) r = Row(0.0);
             for (int m = 0; m < kept; ++m) {
-                const double *r = &factor[m * T * T + first], *e = &t[tile[m] * T * W];
+                const double *r = block[m] + first, *e = &t[tile[m] * T * W];
                 for (int k = 0; k < T; ++k) {
                     const Row e_k(e + k * W);
 #pragma GCC unroll 8
@@ -222,17 +290,18 @@ struct Work {  // one thread's
                         for (int h = 0; h < W / L; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
                 }
             }
-            for (int q = 0; q < SUMS; ++q, y += W) {
-                const unsigned bad = filled & ~reaches(sum[q], Row(TINY));
-                torn |= bad;
-                Row out = larger(sum[q], Row(DBL_MIN));
-                for (int h = 0; h < W / L; ++h) out.v[h] = s.v[h] + (log_of<P>(out.v[h]) + a_q[first + q]);
-                if ((filled & ~bad) == ALL) out.store(y);
-                else
-                    for (int l = 0; l < W; ++l)
-                        if (mask >> l & 1)
-                            y[l] = !(filled >> l & 1) ? -INFINITY : (bad >> l & 1) ? INFINITY : out.v[l / L][l % L];
-            }
+            for (int q = 0; q < SUMS; ++q) sums[first + q] = sum[q];
+        }
+        for (int q = 0; q < T; ++q, y += W) {
+            const unsigned bad = calm ? 0 : filled & ~reaches(sums[q], Row(TINY));
+            torn |= bad;
+            Row out = larger(sums[q], Row(DBL_MIN));
+            for (int h = 0; h < W / L; ++h) out.v[h] = s.v[h] + (log_of<P>(out.v[h]) + a_q[q]);
+            if ((filled & ~bad) == ALL) out.store(y);
+            else
+                for (int l = 0; l < W; ++l)
+                    if (mask >> l & 1)
+                        y[l] = !(filled >> l & 1) ? -INFINITY : (bad >> l & 1) ? INFINITY : out.v[l / L][l % L];
         }
         wrong |= mark && torn;
         return mark ? 0 : torn;
@@ -244,33 +313,28 @@ struct Work {  // one thread's
             if (mask >> q % W & 1) y[q] = value;
     }
 
-    void lines(Columns& b, long i, unsigned good) {
-        const unsigned torn = outputs(b, i, good, false);
+    void lines(Columns& b, long i) {
+        const unsigned torn = outputs(b, i, b.good, false);
         for (int l = 0; l < W && !missing; ++l)
             if (torn >> l & 1) outputs(b, i, 1u << l, true);
-        if (good != ALL) fill(&b.y[i * T * W], ALL & ~good, NAN);
+        if (b.good != ALL) fill(b.y.data(), ALL & ~b.good, NAN);
     }
 };
 
-// Calls each(columns, row, place in memory, together) for all nodes of the lines that begin at the places `line`: for
-// those of W lines at once where they lie side by side, else one by one.
+// Calls each(columns, row, place in memory, together) for the nodes from j to end of the lines that begin at the places
+// `line`: for those of W lines at once where they lie side by side, else one by one.
 template <class F>
-void visit(long n, const std::vector<long>& line, long after, F each) {
-    const long lines = line.size(), stripe = after < W ? W : lines;  // along a line, or across
-    for (long s = 0; s < lines; s += stripe)
-        for (long j = 0; j < n; j += T)
-            for (long c = s; c < s + stripe; c += W) {
-                const long end = std::min(n, j + T);
-                if (line[c + W - 1] - line[c] == W - 1)
-                    for (long k = j; k < end; ++k) each(c / W, k * W, line[c] + k * after, true);
-                else
-                    for (int l = 0; l < W; ++l)
-                        for (long k = j; k < end; ++k) each(c / W, k * W + l, line[c + l] + k * after, false);
-            }
+void visit(long j, long end, const std::vector<long>& line, long after, F each) {
+    for (long c = 0; c < long(line.size()); c += W)
+        if (line[c + W - 1] - line[c] == W - 1)
+            for (long k = j; k < end; ++k) each(c / W, (k - j) * W, line[c] + k * after, true);
+        else
+            for (int l = 0; l < W; ++l)
+                for (long k = j; k < end; ++k) each(c / W, (k - j) * W + l, line[c + l] + k * after, false);
 }
 
-// Lines a turn: rows of 512 bytes where rows lie far apart, as long as the cache holds them.
-long wide(long n, long after) { return after < W ? W : W * std::max(1L, std::min(4L, 1024 / n)); }
+// Lines a turn: rows of 512 bytes where rows lie far apart, as long as the cache holds them; blocks serve all.
+long wide(long n, long after) { return after < W ? W : W * std::max(1L, std::min(4L, 4096 / n)); }
 
 struct Shared {
     std::atomic<long> next{0}, missing{0}, wrong{0};
@@ -290,27 +354,29 @@ void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* d
             const long q = std::min(turn * width + long(l), count - 1);  // beyond the last: copies of it
             line[l] = q / after * a.n * after + q % after;
         }
-        visit(a.n, line, after, [&](long c, long to, long from, bool together) {
-            double* x = &columns[c].x[to];
-            for (int l = 0; l < (together ? W : 1); ++l) x[l] = in[from + l];
-        });
-        for (size_t c = 0; c < line.size() / W; ++c) {
-            const unsigned good = columns[c].tops(a);
-            for (long i = 0; i < a.tiles; ++i) {
-                const long next = ((turn + 1) * a.n + i * T) * W;  // the next lines, where they follow in memory
-                if (after < W && (turn + 2) * width <= count)
-                    for (long k = next; k < next + T * W; k += 64 / sizeof(A))
-                        __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
-                w.lines(columns[c], i, good);
-            }
-        }
-        done[turn] = !w.missing;
-        shared.missing += w.missing;
-        if (!std::exchange(w.missing, false))
-            visit(a.n, line, after, [&](long c, long from, long to, bool together) {
-                const double* y = &columns[c].y[from];
-                for (int l = 0; l < (together ? W : 1); ++l) out[to + l] = B(y[l]);
+        auto tiles = [&](auto each) { for (long j = 0; j < a.n; j += T) each(j, std::min(a.n, j + T)); };
+        tiles([&](long j, long end) {
+            visit(j, end, line, after, [&](long c, long to, long from, bool together) {
+                double* x = &columns[c].x[j * W + to];
+                for (int l = 0; l < (together ? W : 1); ++l) x[l] = in[from + l];
             });
+        });
+        const long some = line.size() / W;
+        for (long c = 0; c < some; ++c) columns[c].tops(a);
+        tiles([&](long j, long end) {
+            const long next = ((turn + 1) * a.n + j) * W;  // the next lines, where they follow in memory
+            if (after < W && (turn + 2) * width <= count)
+                for (long k = next; k < next + T * W; k += 64 / sizeof(A))
+                    __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
+            for (long c = 0; c < some; ++c) w.lines(columns[c], j / T);
+            if (!w.missing)
+                visit(j, end, line, after, [&](long c, long from, long to, bool together) {
+                    const double* y = &columns[c].y[from];
+                    for (int l = 0; l < (together ? W : 1); ++l) out[to + l] = B(y[l]);
+                });
+        });
+        done[turn] = !w.missing;
+        shared.missing += std::exchange(w.missing, false);
     }
     shared.wrong += w.wrong;
 }
