@@ -37,6 +37,7 @@ constexpr int SUMS = L == 8 ? 8 : L / 2;  // rows of outputs whose sums fit the 
 constexpr int T = 8, W = 16, GROUP = 8, HELD = 16;  // nodes a tile, lines at a time, tiles a group, tiles of e
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
 constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92, Q = 96, BLOCK = 160;  // -c_ik/eps: largest, smallest, so where i = k
+constexpr long TURNS = 32;
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
@@ -333,8 +334,10 @@ void visit(long j, long end, const std::vector<long>& line, long after, F each) 
                 for (long k = j; k < end; ++k) each(c / W, (k - j) * W + l, line[c + l] + k * after, false);
 }
 
-// Lines a turn: rows of 512 bytes where rows lie far apart, as long as the cache holds them; blocks serve all.
-long wide(long n, long after) { return after < W ? W : W * std::max(1L, std::min(4L, 4096 / n)); }
+// Lines a turn: rows of up to 512 bytes where rows lie far apart, as long as the cache holds them and threads find turns.
+long wide(long n, long before, long after) {
+    return after < W ? W : W * std::max(1L, std::min({4L, 4096 / n, before * after / (TURNS * W)}));
+}
 
 struct Shared {
     std::atomic<long> next{0}, missing{0}, wrong{0};
@@ -343,7 +346,7 @@ struct Shared {
 template <class P, class A, class B>
 void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* done, Shared& shared) {
     Work<P> w(a);
-    const long count = before * after, width = wide(a.n, after);
+    const long count = before * after, width = wide(a.n, before, after);
     std::vector<Columns> columns(width / W, Columns(a));
     std::vector<long> line;
     for (long turn; (turn = shared.next++) * width < count;) {
@@ -386,7 +389,7 @@ void spread(const Axis* a, const void* in, void* out, long before, long after, u
             long* result) {
     Shared shared;
     auto work = [&] { run<P>(*a, (const A*)in, (B*)out, before, after, done, shared); };
-    on_threads(std::min(threads, before * after / wide(a->n, after)), work);
+    on_threads(std::min(threads, before * after / wide(a->n, before, after)), work);
     result[0] = shared.missing, result[1] = shared.wrong;
 }
 
