@@ -6,8 +6,9 @@
 //     out_i = s + log sum_J g_J sum_{k in J} Q_ik e_k,   e_k = exp(b_k - m_J),   g_J = exp(m_J + n_IJ - s)
 //     Q_ik = exp(-c_ik/eps - n_IJ)
 //
-// which is one exponential a node. It loses nothing while costs from the tile that has s to I differ by no more than
-// SPREAD, whatever b: exp(-SPREAD) is in every sum. Else, with r the middle node of I and s the largest b_k - c_rk/eps,
+// which is one exponential a node. It loses nothing where a lower bound of the outputs reaches s - SPREAD: exp(-SPREAD)
+// is in every sum. Single grids take it in floats, twice as many a register, where the bound reaches s - SPREAD_LANES:
+// an ulp of the output and 3e-7 is what that costs. Else, with r the middle node of I and s the largest b_k - c_rk/eps,
 //
 //     out_i = s + a_i + log sum_J f_iJ sum_{k in J} R_ik e_k,   e_k = exp(b_k - c_rk/eps - s),   f_iJ = exp(a_iJ - a_i)
 //     R_ik = exp(-(c_ik - c_rk)/eps - a_iJ),   a_iJ = max_{k in J} -(c_ik - c_rk)/eps,   a_i = max_J a_iJ
@@ -25,6 +26,7 @@
 #include <cmath>
 #include <cstdint>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,12 +38,13 @@ namespace {
 constexpr int SUMS = L == 8 ? 8 : L / 2;  // rows of outputs whose sums fit the registers
 constexpr int T = 8, W = 16, GROUP = 8, HELD = 16;  // nodes a tile, lines at a time, tiles a group, tiles of e
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
-constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92, Q = 96, BLOCK = 160;  // -c_ik/eps: largest, smallest, so where i = k
+constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92;  // -c_ik/eps: largest, smallest, smallest where i = k
+constexpr int Q = 96, Q_LANES = 160, BLOCK = 192;
 constexpr long TURNS = 32;
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
-constexpr double SPREAD = 640;  // exp(-SPREAD) > TINY
+constexpr double SPREAD = 640, SPREAD_LANES = 60;  // exp(-SPREAD) > TINY, and far above what floats lose
 
 template <class X>
 struct Aligned {  // no vector across two lines of the cache
@@ -52,26 +55,39 @@ struct Aligned {  // no vector across two lines of the cache
 };
 using Doubles = std::vector<double, Aligned<double>>;
 
-template <int N>
-struct Vector {  // N doubles: one a line (Row), or one a node of a tile (Nodes)
-    V v[N / L];
+template <class X> struct Register { typedef V type; };
+template <> struct Register<float> { typedef VF type; };
+
+template <class X, int N>
+struct Vector {  // N doubles or floats: one a line (Row, Floats), or one a node of a tile (Nodes)
+    typedef typename Register<X>::type R;
+    static constexpr int EACH = sizeof(R) / sizeof(X), COUNT = N / EACH;
+    R v[COUNT];
     Vector() = default;
-    explicit Vector(double x) { for (V& u : v) u = all(x); }
-    explicit Vector(const double* p) { for (V& u : v) u = *(const V*)p, p += L; }
-    void store(double* p) const { for (const V& u : v) *(V*)p = u, p += L; }
+    explicit Vector(X x) { for (R& u : v) u = R{} + x; }
+    explicit Vector(const X* p) { for (R& u : v) u = *(const R*)p, p += EACH; }
+    void store(X* p) const { for (const R& u : v) *(R*)p = u, p += EACH; }
 };
-#define EACH for (int h = 0; h < N / L; ++h)
-template <int N> inline Vector<N> operator+(Vector<N> a, double x) { EACH a.v[h] += x; return a; }
-template <int N> inline Vector<N> operator-(Vector<N> a, const Vector<N>& b) { EACH a.v[h] -= b.v[h]; return a; }
-template <int N> inline Vector<N> operator*(Vector<N> a, const Vector<N>& b) { EACH a.v[h] *= b.v[h]; return a; }
-template <int N> inline Vector<N> larger(Vector<N> a, const Vector<N>& b) { EACH a.v[h] = larger(a.v[h], b.v[h]); return a; }
-template <int N> inline unsigned reaches(const Vector<N>& a, const Vector<N>& b) {  // a >= b, one bit an entry
+#define FOR_ALL for (int h = 0; h < Vector<X, N>::COUNT; ++h)
+#define ON(...) template <class X, int N> inline Vector<X, N> __VA_ARGS__
+ON(operator+(Vector<X, N> a, double x)) { FOR_ALL a.v[h] += x; return a; }
+ON(operator-(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] -= b.v[h]; return a; }
+ON(operator*(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] *= b.v[h]; return a; }
+ON(larger(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = larger(a.v[h], b.v[h]); return a; }
+template <class X, int N> inline unsigned reaches(const Vector<X, N>& a, const Vector<X, N>& b) {  // a >= b, a bit each
     unsigned bits = 0;
-    EACH bits |= reaches(a.v[h], b.v[h]) << h * L;
+    FOR_ALL bits |= reaches(a.v[h], b.v[h]) << h * Vector<X, N>::EACH;
     return bits;
 }
-using Row = Vector<W>;
-using Nodes = Vector<T>;
+using Row = Vector<double, W>;
+using Floats = Vector<float, W>;
+using Nodes = Vector<double, T>;
+
+inline Floats narrow(const Row& a) {
+    Floats x;
+    for (int h = 0; h < Floats::COUNT; ++h) x.v[h] = narrow(a.v[2 * h], a.v[2 * h + 1]);
+    return x;
+}
 
 inline double most(const Nodes& a) {
     double m = a.v[0][0];
@@ -80,8 +96,12 @@ inline double most(const Nodes& a) {
 }
 
 template <class P, int N>
-inline Vector<N> exp_of(Vector<N> a) {
-    EACH a.v[h] = exp_of<P>(a.v[h]);
+inline Vector<double, N> exp_of(Vector<double, N> a) {
+    for (V& u : a.v) u = exp_of<P>(u);
+    return a;
+}
+inline Floats exp_of(Floats a) {
+    for (VF& u : a.v) u = exp_of(u);
     return a;
 }
 
@@ -91,6 +111,19 @@ inline V log_of(V x) {  // of a normal x > 0, as n log(2) + log(m)
     const V n = (V)(e | 0x4330000000000000) - (0x1p52 + 1024), m = (V)((U)x - ((e - 1024) << 52));
     const V f = (m - 1.0) / (m + 1.0), z = f * f;
     return n * 0x1.62e42fefa39efp-1 + (f * 2.0 + f * z * polynomial(P::log, z));
+}
+
+inline Row log_of(const Floats& a) {  // the same, of floats; n log(2) in double
+    Row x;
+    for (int h = 0; h < Floats::COUNT; ++h) {
+        const VF u = larger(a.v[h], VF{} + FLT_MIN);
+        const MF e = ((MF)u - 0x3f3504f3 + (128 << 23)) >> 23;
+        const VF n = (VF)(e | 0x4b000000) - (0x1p23f + 128), m = (VF)((MF)u - ((e - 128) << 23));
+        const VF f = (m - 1.0f) / (m + 1.0f), z = f * f, rest = f * 2.0f + f * z * polynomial(Single::log, z);
+        x.v[2 * h] = low_half(n) * 0x1.62e42fefa39efp-1 + low_half(rest);
+        x.v[2 * h + 1] = high_half(n) * 0x1.62e42fefa39efp-1 + high_half(rest);
+    }
+    return x;
 }
 
 struct Axis {
@@ -130,13 +163,17 @@ struct Columns {
         }
     }
 
-    template <class P>
-    const double* calm(long j) {  // exp(x - top) of a tile
-        double* to = &e[j % HELD * T * W];
-        if (std::exchange(held[j % HELD], j) != j) {
+    template <class P, class X>
+    const X* calm(long j) {  // exp(x - top) of a tile
+        X* to = (X*)&e[j % HELD * T * W];
+        if (std::exchange(held[j % HELD], 2 * j + (sizeof(X) == 4)) != 2 * j + (sizeof(X) == 4)) {
             const Row m = larger(Row(&top[j * W]), Row(-DBL_MAX));
 #pragma GCC unroll 2
-            for (int k = 0; k < T * W; k += W) exp_of<P>(Row(&x[j * T * W + k]) - m).store(to + k);
+            for (int k = 0; k < T * W; k += W) {
+                const Row d = Row(&x[j * T * W + k]) - m;
+                if constexpr (sizeof(X) == 4) exp_of(narrow(d)).store(to + k);
+                else exp_of<P>(d).store(to + k);
+            }
         }
         return to;
     }
@@ -182,7 +219,7 @@ struct Work {  // one thread's
             block[count++] = k_ij;
             return true;
         };
-        long begin = from[i], end = begin;  // what the last lines needed, which spares branches; then, do others matter?
+        long begin = from[i], end = begin;  // what the last lines needed spares branches; then, do others matter?
         while (end < to[i] && take(end)) ++end;
         Row rest(-INFINITY);
         bool lacks = false;
@@ -211,21 +248,20 @@ struct Work {  // one thread's
         Row s;
         int best, votes, kept = 0;  // best: the tile that has s on most lines
         unsigned filled;
-        auto vote = [&] {  // returns whether tiles that have s are near
+        auto vote = [&] {
             s = Row(-DBL_MAX);
             best = 0, votes = -1, filled = 0;
-            bool calm = true;
             for (int c = 0; c < count; ++c) s = larger(s, Row(&t_top[c * W]));
             for (int c = 0; c < count; ++c) {
                 const unsigned has = reaches(Row(&t_top[c * W]), s) & mask;
                 const int v = __builtin_popcount(has);
                 best = v > votes ? c : best, votes = std::max(v, votes);
                 filled |= has;
-                calm &= !has || block[c][NEAR] - block[c][FAR] <= SPREAD;
             }
-            return calm;
         };
-        const bool calm = vote();
+        vote();
+        const bool calm = !(mask & ~reaches(low, s + -SPREAD));
+        const bool lanes = std::is_same_v<P, Single> && !(mask & ~reaches(low, s + -SPREAD_LANES));
         if (!calm) {
             for (int c = 0; c < count; ++c) {
                 const double* x = &b.x[tile[c] * long(T * W)];
@@ -254,9 +290,8 @@ struct Work {  // one thread's
                                                 low + -(margin + block[c][TOP_ALL]));
                 if (!(reaches(top, bound) & mask)) continue;
                 if (calm) {
-                    const double* e = b.calm<P>(tile[c]);
                     const Row g = exp_of<P>(top - s);
-                    for (int k = 0; k < T * W; k += W) (Row(e + k) * g).store(&t[c * T * W + k]);
+                    lanes ? scale(b.calm<P, float>(tile[c]), narrow(g), c) : scale(b.calm<P, double>(tile[c]), g, c);
                 } else {
                     a_i = larger(a_i, above);
                 }
@@ -267,7 +302,7 @@ struct Work {  // one thread's
         }
         for (int m = 0; m < kept; ++m) {
             const double* k_ij = block[tile[m]];
-            block[m] = calm ? k_ij + Q : &factor[m * T * T];
+            block[m] = lanes ? k_ij + Q_LANES : calm ? k_ij + Q : &factor[m * T * T];
             if (calm) continue;
             double* e = &t[tile[m] * T * W];
             const Nodes f = exp_of<P>(Nodes(k_ij + TOP) - a_i);
@@ -279,33 +314,55 @@ struct Work {  // one thread's
         a_i.store(a_q);
         unsigned torn = 0;
         Row sums[T];
-        for (int first = 0; first < T; first += SUMS) {
-            Row sum[SUMS];
-            for (Row& r : sum) r = Row(0.0);
-            for (int m = 0; m < kept; ++m) {
-                const double *r = block[m] + first, *e = &t[tile[m] * T * W];
-                for (int k = 0; k < T; ++k) {
-                    const Row e_k(e + k * W);
-#pragma GCC unroll 8
-                    for (int q = 0; q < SUMS; ++q)
-                        for (int h = 0; h < W / L; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
-                }
+        unsigned bad[T] = {};
+        if (lanes) {
+            Floats found[T];
+            products(kept, found);
+            for (int q = 0; q < T; ++q) sums[q] = log_of(found[q]);
+        } else {
+            products(kept, sums);
+            for (int q = 0; q < T; ++q) {
+                torn |= bad[q] = calm ? 0 : filled & ~reaches(sums[q], Row(TINY));
+                sums[q] = larger(sums[q], Row(DBL_MIN));
+                for (V& u : sums[q].v) u = log_of<P>(u);
             }
-            for (int q = 0; q < SUMS; ++q) sums[first + q] = sum[q];
         }
         for (int q = 0; q < T; ++q, y += W) {
-            const unsigned bad = calm ? 0 : filled & ~reaches(sums[q], Row(TINY));
-            torn |= bad;
-            Row out = larger(sums[q], Row(DBL_MIN));
-            for (int h = 0; h < W / L; ++h) out.v[h] = s.v[h] + (log_of<P>(out.v[h]) + a_q[q]);
-            if ((filled & ~bad) == ALL) out.store(y);
+            Row out = s;
+            for (int h = 0; h < W / L; ++h) out.v[h] += sums[q].v[h] + a_q[q];
+            if ((filled & ~bad[q]) == ALL) out.store(y);
             else
                 for (int l = 0; l < W; ++l)
                     if (mask >> l & 1)
-                        y[l] = !(filled >> l & 1) ? -INFINITY : (bad >> l & 1) ? INFINITY : out.v[l / L][l % L];
+                        y[l] = !(filled >> l & 1) ? -INFINITY : (bad[q] >> l & 1) ? INFINITY : out.v[l / L][l % L];
         }
         wrong |= mark && torn;
         return mark ? 0 : torn;
+    }
+
+    template <class X>
+    void scale(const X* e, const Vector<X, W>& g, int c) {
+        X* to = (X*)&t[c * T * W];
+        for (int k = 0; k < T * W; k += W) (Vector<X, W>(e + k) * g).store(to + k);
+    }
+
+    template <class X>  // doubles, or floats
+    void products(int kept, Vector<X, W>* sums) {
+        constexpr int SOME = SUMS * sizeof(double) / sizeof(X) < T ? SUMS * sizeof(double) / sizeof(X) : T;
+        for (int first = 0; first < T; first += SOME) {
+            Vector<X, W> sum[SOME];
+            for (auto& r : sum) r = Vector<X, W>(X(0));
+            for (int m = 0; m < kept; ++m) {
+                const X *r = (const X*)block[m] + first, *e = (const X*)&t[tile[m] * T * W];
+                for (int k = 0; k < T; ++k) {
+                    const Vector<X, W> e_k(e + k * W);
+#pragma GCC unroll 8
+                    for (int q = 0; q < SOME; ++q)
+                        for (int h = 0; h < Vector<X, W>::COUNT; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
+                }
+            }
+            for (int q = 0; q < SOME; ++q) sums[first + q] = sum[q];
+        }
     }
 
     void fill(double* y, unsigned mask, double value) {
@@ -322,19 +379,54 @@ struct Work {  // one thread's
     }
 };
 
-// Calls each(columns, row, place in memory, together) for the nodes from j to end of the lines that begin at the places
-// `line`: for those of W lines at once where they lie side by side, else one by one.
-template <class F>
-void visit(long j, long end, const std::vector<long>& line, long after, F each) {
-    for (long c = 0; c < long(line.size()); c += W)
-        if (line[c + W - 1] - line[c] == W - 1)
-            for (long k = j; k < end; ++k) each(c / W, (k - j) * W, line[c] + k * after, true);
-        else
-            for (int l = 0; l < W; ++l)
-                for (long k = j; k < end; ++k) each(c / W, (k - j) * W + l, line[c + l] + k * after, false);
+typedef double D4 __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int64_t M4 __attribute__((vector_size(32)));
+inline D4 four(const double* p) { return *(const D4*)p; }
+inline void four(double* p, const D4& x) { *(D4*)p = x; }
+#ifdef __AVX2__
+inline D4 four(const float* p) { return (D4)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
+inline void four(float* p, const D4& x) { _mm_storeu_ps(p, _mm256_cvtpd_ps((__m256d)x)); }
+#else
+inline D4 four(const float* p) { return D4{p[0], p[1], p[2], p[3]}; }
+inline void four(float* p, const D4& x) { for (int l = 0; l < 4; ++l) p[l] = float(x[l]); }
+#endif
+// Four entries from each of four places, to[i][l] = from[l][i].
+template <class A, class B, class F, class G>
+inline void turned(F from, G to) {
+    const D4 r0 = four((const A*)from(0)), r1 = four((const A*)from(1)), r2 = four((const A*)from(2)),
+             r3 = four((const A*)from(3));
+    const M4 even{0, 4, 2, 6}, odd{1, 5, 3, 7}, first{0, 1, 4, 5}, last{2, 3, 6, 7};
+    const D4 a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r0, r1, odd);
+    const D4 c = __builtin_shuffle(r2, r3, even), d = __builtin_shuffle(r2, r3, odd);
+    four((B*)to(0), __builtin_shuffle(a, c, first)), four((B*)to(1), __builtin_shuffle(b, d, first));
+    four((B*)to(2), __builtin_shuffle(a, c, last)), four((B*)to(3), __builtin_shuffle(b, d, last));
 }
 
-// Lines a turn: rows of up to 512 bytes where rows lie far apart, as long as the cache holds them and threads find turns.
+// Moves the nodes from j to end of the W lines that begin at the places `line` of an array into rows of W, or back.
+template <class A, class R>
+void rows(A* array, R* row, const long* line, long j, long end, long after) {
+    constexpr bool in = std::is_const_v<A>;
+    auto move = [](auto& place, auto& of_row) {
+        if constexpr (in) of_row = place;
+        else place = A(of_row);
+    };
+    if (line[W - 1] - line[0] == W - 1)
+        for (long k = j; k < end; ++k)
+            for (int l = 0; l < W; ++l) move(array[line[0] + k * after + l], row[(k - j) * W + l]);
+    else if (after == 1 && end - j == T)
+        for (int l = 0; l < W; l += 4)
+            for (int k = 0; k < T; k += 4) {
+                auto of_lines = [&](int i) { return array + line[l + i] + j + k; };
+                auto of_rows = [&](int i) { return row + (k + i) * W + l; };
+                if constexpr (in) turned<A, R>(of_lines, of_rows);
+                else turned<R, A>(of_rows, of_lines);
+            }
+    else
+        for (int l = 0; l < W; ++l)
+            for (long k = j; k < end; ++k) move(array[line[l] + k * after], row[(k - j) * W + l]);
+}
+
+// Lines a turn: up to 512 bytes of rows that lie far apart, as long as the cache holds them and threads find turns.
 long wide(long n, long before, long after) {
     return after < W ? W : W * std::max(1L, std::min({4L, 4096 / n, before * after / (TURNS * W)}));
 }
@@ -358,13 +450,10 @@ void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* d
             line[l] = q / after * a.n * after + q % after;
         }
         auto tiles = [&](auto each) { for (long j = 0; j < a.n; j += T) each(j, std::min(a.n, j + T)); };
-        tiles([&](long j, long end) {
-            visit(j, end, line, after, [&](long c, long to, long from, bool together) {
-                double* x = &columns[c].x[j * W + to];
-                for (int l = 0; l < (together ? W : 1); ++l) x[l] = in[from + l];
-            });
-        });
         const long some = line.size() / W;
+        tiles([&](long j, long end) {
+            for (long c = 0; c < some; ++c) rows(in, &columns[c].x[j * W], &line[c * W], j, end, after);
+        });
         for (long c = 0; c < some; ++c) columns[c].tops(a);
         tiles([&](long j, long end) {
             const long next = ((turn + 1) * a.n + j) * W;  // the next lines, where they follow in memory
@@ -372,11 +461,8 @@ void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* d
                 for (long k = next; k < next + T * W; k += 64 / sizeof(A))
                     __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
             for (long c = 0; c < some; ++c) w.lines(columns[c], j / T);
-            if (!w.missing)
-                visit(j, end, line, after, [&](long c, long from, long to, bool together) {
-                    const double* y = &columns[c].y[from];
-                    for (int l = 0; l < (together ? W : 1); ++l) out[to + l] = B(y[l]);
-                });
+            for (long c = 0; c < some && !w.missing; ++c)
+                rows(out, (const double*)columns[c].y.data(), &line[c * W], j, end, after);
         });
         done[turn] = !w.missing;
         shared.missing += std::exchange(w.missing, false);

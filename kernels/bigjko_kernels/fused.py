@@ -14,7 +14,7 @@ from .costs import Cost
 from .factors import Circle, Factor
 
 # As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
-_TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 160
+_TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 192
 _MIDDLE = _TILE // 2
 _BAND = 2  # tiles on either side whose blocks are there from the start
 _CHUNK = 1 << 20  # elements of a temporary
@@ -48,7 +48,7 @@ def load(march: str = "native") -> Any:
 class FusedAxis:
     """The kernel along one factor, on values of shape (before, n, after) on the CPU; see fused.cpp for the sums.
 
-    Keeps 1.5 (n/8)^2 bounds, and the blocks of the kernel that were ever needed: up to max(427 n, N) numbers.
+    Keeps 1.5 (n/8)^2 bounds, and the blocks of the kernel that were ever needed: up to max(512 n, N) numbers.
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class FusedAxis:
         inside = (inputs >= 0) & (inputs < self.tiles) | isinstance(factor, Circle)
         band = torch.stack([outputs[inside], inputs[inside] % self.tiles], dim=1)
         self.band = band.unique(dim=0)  # a circle of few tiles meets itself
-        self.room = max(427 * self.n, grid_size) // _BLOCK
+        self.room = max(512 * self.n, grid_size) // _BLOCK
         self._restart()
 
     def _log_k(self, x: Tensor, y: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ class FusedAxis:
             near = log_k.amax(dim=(1, 2))
             part[:, 90], part[:, 91] = near, log_k.amin(dim=(1, 2))
             part[:, 92] = log_k.diagonal(dim1=1, dim2=2).amin(dim=1)
-            part[:, 96:] = (log_k - near[:, None, None]).exp().flatten(1)
+            q = part[:, 96:160] = (log_k - near[:, None, None]).exp().flatten(1)
+            part[:, 160:] = q.float().view(torch.float64)
         self.blocks = torch.cat([self.blocks, new])
         self.where[pairs[:, 0], pairs[:, 1]] = torch.arange(size, size + pairs.shape[0], dtype=torch.int32)
 

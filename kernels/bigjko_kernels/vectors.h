@@ -1,6 +1,7 @@
-// L doubles a register: what fused.cpp, ridge.cpp and fit.cpp share.
+// L doubles a register: what fused.cpp, ridge.cpp and passes.cpp share.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -18,6 +19,43 @@ constexpr int L = 2;
 typedef double V __attribute__((vector_size(8 * L), aligned(8), may_alias));
 typedef int64_t M __attribute__((vector_size(8 * L)));
 typedef uint64_t U __attribute__((vector_size(8 * L)));
+
+// 2 L floats, and to and from two registers of doubles.
+typedef float VF __attribute__((vector_size(8 * L), aligned(4), may_alias));
+typedef int32_t MF __attribute__((vector_size(8 * L)));
+#if defined(__AVX512DQ__)
+inline VF narrow(V a, V b) {
+    return (VF)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a)), _mm512_cvtpd_ps((__m512d)b), 1);
+}
+inline V low_half(VF a) { return (V)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a)); }
+inline V high_half(VF a) { return (V)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a, 1)); }
+inline VF larger(VF a, VF b) { return (VF)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline VF narrow(V a, V b) {
+    const __m128 low = _mm256_cvtpd_ps((__m256d)a), high = _mm256_cvtpd_ps((__m256d)b);
+    return (VF)_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+inline V low_half(VF a) { return (V)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a)); }
+inline V high_half(VF a) { return (V)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a, 1)); }
+inline VF larger(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+inline VF narrow(V a, V b) {
+    VF x;
+    for (int l = 0; l < L; ++l) x[l] = float(a[l]), x[l + L] = float(b[l]);
+    return x;
+}
+inline V low_half(VF a) {
+    V x;
+    for (int l = 0; l < L; ++l) x[l] = a[l];
+    return x;
+}
+inline V high_half(VF a) {
+    V x;
+    for (int l = 0; l < L; ++l) x[l] = a[l + L];
+    return x;
+}
+inline VF larger(VF a, VF b) { return a > b ? a : b; }
+#endif
 
 inline V all(double x) { return V{} + x; }
 // larger: b where either is NaN.
@@ -51,11 +89,12 @@ struct Single {  // 2e-9 and 1e-9
     static constexpr double log[] = {2.95799493919727847e-1, 3.99887805660219819e-1, 6.66666850395758550e-1};
 };
 
-template <int N>
-inline V polynomial(const double (&c)[N], V x) {
-    V p = all(c[0]);
+template <int N, class X>
+inline X polynomial(const double (&c)[N], X x) {
+    using R = std::decay_t<decltype(x[0])>;
+    X p = X{} + R(c[0]);
 #pragma GCC unroll 16
-    for (int i = 1; i < N; ++i) p = p * x + c[i];
+    for (int i = 1; i < N; ++i) p = p * x + R(c[i]);
     return p;
 }
 
@@ -63,6 +102,12 @@ template <class P>
 inline V exp_of(V a) {  // of a <= 0; what is below exp(-708) becomes that
     const V x = larger(a, all(-708)), y = x * 0x1.71547652b82fep0 + 0x1.8p52, n = y - 0x1.8p52;
     return (V)((M)polynomial(P::exp, x - n * 0x1.62e42fefa39efp-1) + ((M)y << 52));
+}
+
+inline VF exp_of(VF a) {  // of a <= 0, to an ulp; what is below exp(-87) becomes that
+    const VF x = larger(a, VF{} - 87.0f), y = x * 0x1.715476p0f + 0x1.8p23f, n = y - 0x1.8p23f;
+    const VF r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+    return (VF)((MF)polynomial(Single::exp, r) + ((MF)y << 23));
 }
 
 }  // namespace
