@@ -36,7 +36,7 @@ def applied(axis: FusedAxis, b: Tensor) -> Tensor:
 
 
 def expected_of(axis: FusedAxis, b: Tensor) -> Tensor:
-    log_k = -axis.cost(axis.nodes[:, None], axis.nodes) / axis.epsilon
+    log_k: Tensor = -axis.cost(axis.nodes[:, None], axis.nodes) / axis.epsilon
     return (log_k[:, :, None] + b[:, None]).logsumexp(2)
 
 
