@@ -9,6 +9,7 @@ from torch.utils.dlpack import from_dlpack
 
 import bigjko as bj
 from bigjko.jko import scaling
+from bigjko.jko.box import DualBox
 from bigjko.jko.problem import Room, StepProblem
 from bigjko.transport import Balanced
 from bigjko_kernels import GibbsKernel, Grid, SquaredEuclidean
@@ -140,7 +141,9 @@ def peyre(risk: bj.Risk, start: bj.GridMeasure, tau: float, epsilon: float) -> C
     energy = risk.on(grid)
     q = start.masses
     transport = Balanced(_Unused(grid, epsilon, SquaredEuclidean()))
-    problem = StepProblem(transport, energy, start.log_masses, q, torch.zeros_like(q), tau, Room(q))
+    problem = StepProblem(
+        transport, energy, DualBox(energy.loss, energy.targets), start.log_masses, q, torch.zeros_like(q), tau, Room(q)
+    )
     axes = [f.nodes[:, 0] for f in grid.factors]
     matrices = [(-((x[:, None] - x[None]) ** 2) / (2 * epsilon)).exp() for x in axes]
 

@@ -158,11 +158,10 @@ class GridMeasure:
         total = torch.zeros((), dtype=torch.float64, device=self.grid.device)
         rest = self.masses  # what no edge of an earlier axis has counted
         for k, f in enumerate(self.grid.factors):
-            total += self.grid.sum(rest.index_select(k, f.edge.nonzero()[:, 0]))
-            inner_nodes = (~f.edge).nonzero()[:, 0]  # a run without gaps: edges are ends
-            if inner_nodes.numel() == 0:
-                break
-            rest = rest.narrow(k, int(inner_nodes[0]), inner_nodes.numel())
+            low, high = f.cut
+            for start, stop in ((0, low), (high, f.size)):
+                total += self.grid.sum(rest.narrow(k, start, stop - start))
+            rest = rest.narrow(k, low, high - low)
         return total / self.mass
 
     @cached_property

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bigjko_kernels.sums import parts
 
-from ..energy import Composite
 from ..errors import StepError
 from ..status import Status
 from ..transport import Response
@@ -38,21 +37,20 @@ class _Point:
     rounding: float
 
 
-def foreseen(energy: Composite, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+def foreseen(box: DualBox, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """The dual point after a step in which M p answers linearly, M p = M q - B z: no kernel application.
 
     From z = grad g(M q), Newton on g*(z') - <M q, z'> + <z', B z'>/2; exact in one turn for the squared loss. It lands
     at the linearised implicit step, where the plain warm start z lands at the explicit one.
     """
-    loss, y = energy.loss, energy.targets
-    box = DualBox(loss, y)
-    start = box.inside(z)
+    loss, y, start = box.loss, box.y, box.inside(z)
     u, guess = loss.conjugate_gradient(start, y), start
+    gradient = -B @ guess
     for _ in range(_FORESIGHT):
-        gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
         move = box.newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess)
-        guess = box.inside(guess + move, guess)
-        if not bool(move.abs().max() > _SEEN * guess.abs().max()):
+        guess, first = box.inside(guess + move, guess), gradient
+        gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
+        if not bool(gradient.abs().max() > _SEEN * first.abs().max()):
             break
     return guess if bool(torch.isfinite(guess).all()) else start
 
@@ -83,8 +81,8 @@ class DualSolver(StepSolver):
 
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
         """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
-        loss, y, device = problem.energy.loss, problem.energy.targets.cpu(), z0.device
-        box = DualBox(loss, y)
+        box, device = problem.box, problem.q.device
+        loss, y = box.loss, box.y
         point, z, curvature = None, box.inside(z0.cpu()), curvature.cpu()
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
             point = self._evaluate(problem, y, z)
@@ -147,7 +145,9 @@ class DualSolver(StepSolver):
             return None
         rounding = self._rounding(problem, response)
         u = energy.weigh(response.log_p, response.rest)
-        outputs, smallest = torch.cat([u, response.value.reshape(1)]).cpu().split([len(y), 1])
+        outputs, smallest = u, response.value
+        if u.device != z.device:  # together: the device is waited for
+            outputs, smallest = torch.cat([u, response.value.reshape(1)]).to(z.device).split([len(y), 1])
         value = float(smallest) - problem.tau * float(loss.conjugate(z, y))
         return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, rounding)
 

@@ -11,6 +11,7 @@ from bigjko_kernels.pages import empty_like
 from ..energy import Composite
 from ..status import Status
 from ..transport import Transport
+from .box import DualBox
 
 
 class Room:
@@ -32,6 +33,7 @@ class StepProblem:
     Attributes:
         transport: T_eps.
         energy: F.
+        box: the dual box of its loss and labels, on the host.
         log_q, q: the current measure, as logarithms and as masses.
         d: the debiasing potential.
         tau: the time step.
@@ -41,6 +43,7 @@ class StepProblem:
 
     transport: Transport
     energy: Composite
+    box: DualBox
     log_q: Float[Tensor, "*grid"]
     q: Float[Tensor, "*grid"]
     d: Float[Tensor, "*grid"]

@@ -1,7 +1,7 @@
 """The step by Dykstra / generalised Sinkhorn scaling: the reference, and why the dual is used instead."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -48,14 +48,14 @@ class ScalingSolver(StepSolver):
         kernel, grid = transport.kernel, transport.kernel.grid
         # a = 1 and z = 0 to begin with: from the dual's z0 the first prox would start at masses like exp(tau V / eps).
         log_b = _over(problem.log_q, kernel.log_apply(torch.zeros_like(problem.log_q)))
-        box = DualBox(energy.loss, energy.targets)
-        z = box.inside(torch.zeros_like(z0))
+        problem = replace(problem, box=DualBox(energy.loss, energy.targets))  # where z0 lies
+        z = problem.box.inside(torch.zeros_like(z0))
         log_p, status = problem.log_q, Status.scaling_stalled
         iterations = 0
         for _ in range(self.max_iterations):
             iterations += 1
             log_s = kernel.log_apply(log_b)
-            last, (log_p, z) = log_p, _prox(problem, box, log_s, z)
+            last, (log_p, z) = log_p, _prox(problem, log_s, z)
             log_a = log_p - log_s
             log_b = _over(problem.log_q, kernel.log_apply(log_a))
             change = float(grid.sum((log_p.exp() - last.exp()).abs()) / grid.sum(log_p.exp()))
@@ -66,7 +66,7 @@ class ScalingSolver(StepSolver):
                 status = Status.ok
                 break
         outputs, y = energy.outputs(log_p.exp()), energy.targets
-        residual = box.residual(z, outputs)
+        residual = problem.box.residual(z, outputs)
         gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
         return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
 
@@ -75,10 +75,10 @@ def _over(log_x: Tensor, log_y: Tensor) -> Tensor:
     return torch.where(log_x == LOG_ZERO, LOG_ZERO, log_x - log_y)
 
 
-def _prox(problem: StepProblem, box: DualBox, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """argmin over p of eps KL(p | s) + tau F(p) - <d, p>, as p = s exp((d - tau (V + M^T z)) / eps): (log p, z)."""
     energy, eps, tau = problem.energy, problem.transport.epsilon, problem.tau
-    loss, y = energy.loss, energy.targets
+    loss, y, box = energy.loss, energy.targets, problem.box
 
     def respond(z: Tensor) -> tuple[Tensor, Tensor]:
         log_p = log_s + (problem.d - tau * energy.at(z)) / eps

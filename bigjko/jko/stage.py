@@ -139,8 +139,8 @@ def _around(masses: Tensor, held: Box, grid: Grid, allowed: float, margin: int) 
     lines = [k for k, f in enumerate(grid.factors) if isinstance(f, Line) and f.size > 2 * _ROUND]
     box, outside = list(held), 0.0
     for k in lines:  # the leading axis first: the sums that follow have less left to add
-        along, first, spare = profile(masses, k).cpu(), held[k].start, max(0.0, allowed) / (2 * len(lines))
-        low, high = int((along.cumsum(0) <= spare).sum()), int((along.flip(0).cumsum(0) <= spare).sum())
+        along, first, spare = profile(masses, k).cpu().numpy(), held[k].start, max(0.0, allowed) / (2 * len(lines))
+        low, high = int((along.cumsum() <= spare).sum()), int((along[::-1].cumsum() <= spare).sum())
         start = max(0, (first + low - margin) // _ROUND * _ROUND)
         stop = min(grid.shape[k], -(-(held[k].stop - high + margin) // _ROUND) * _ROUND)
         box[k] = slice(start, stop)

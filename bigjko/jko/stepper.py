@@ -19,6 +19,7 @@ from ..risk import Risk
 from ..status import Status
 from ..stepper import Step, Stepper
 from ..transport import Balanced, Transport
+from .box import DualBox
 from .dual import DualSolver, foreseen
 from .entropy import Debiased, Entropy, Refit, epsilon_of
 from .problem import Room, Solution, StepProblem, StepSolver
@@ -248,11 +249,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
-        z = foreseen(energy, state.z, curvature) if state.z.numel() else state.z
+        box = DualBox(energy.loss, energy.targets.cpu())
+        z = foreseen(box, state.z.cpu(), curvature.cpu()) if state.z.numel() else state.z
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q), empty_like(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
-            solution = self.solver.solve(StepProblem(transport, energy, log_q, q, d, dt, room, rtol), z, curvature)
+            solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
             z, curvature = solution.z, solution.curvature
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations

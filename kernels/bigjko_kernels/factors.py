@@ -8,6 +8,7 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,6 +37,12 @@ class Factor(ABC):
     def size(self) -> int:
         """Number of nodes n."""
         return self.nodes.shape[0]
+
+    @cached_property
+    def cut(self) -> tuple[int, int]:
+        """The first node that is no artificial edge, and the first beyond them that is: edges are ends."""
+        inner = (~self.edge).nonzero()[:, 0].tolist()
+        return (inner[0], inner[-1] + 1) if inner else (self.size, self.size)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Factor":
         """The same factor on another device or in another dtype."""

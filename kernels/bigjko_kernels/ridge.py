@@ -80,12 +80,13 @@ class Compiled(Stream):
 
     def _call(self, name: str, *arguments: Any, z: Tensor | None = None) -> None:
         (N, d), (n, padded) = self.directions.shape, (self.X.shape[0], self._columns.shape[1])
-        filled = torch.zeros(padded, dtype=torch.float64)
+        places = [self._columns.data_ptr(), 0, 0]
         if z is not None:
+            filled = torch.zeros(padded, dtype=torch.float64)
             filled[:n] = _checked(z, n)
-        scaled = filled * self._columns
+            scaled = filled * self._columns
+            places[1:] = filled.data_ptr(), scaled.data_ptr()
         threads = torch.get_num_threads() if N * n >= _ALONE else 1
-        places = (t.data_ptr() for t in (self._columns, filled, scaled))
         getattr(load(), name)(ctypes.byref(_Job(N, threads, _Rows.of(self._rows), n, d, padded, *places)), *arguments)
 
     def outputs(self, weights: Tensor) -> Tensor:
