@@ -197,8 +197,8 @@ class _Pair:
         if flow is not None:
             stats = flow.stats
             facts["steps"] = len(flow.times) - 1
-            facts["evaluations"] = round(float(stats["evaluations"][1:].sum()))
             if facts["steps"]:  # else the first of them failed
+                facts["evaluations"] = round(float(stats["evaluations"][1:].sum()))
                 facts["width"] = float(stats["width"][1:].min())
             if facts["steps"] and bool(here.grid.edge.any()):
                 facts["boundary_mass"] = float(stats["boundary_mass"][1:].max())
