@@ -34,8 +34,12 @@ class Features(ABC):
         out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """scale base + alpha (V + M^T z), written into out, which is neither base nor V; no V is V = 0."""
-        torch.mul(base, scale, out=out).add_(self.potential(z), alpha=alpha)
+        self._add_potential(z, alpha, torch.mul(base, scale, out=out))
         return out if V is None else out.add_(V, alpha=alpha)
+
+    def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
+        """Adds alpha M^T z to out."""
+        out.add_(self.potential(z), alpha=alpha)
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
         """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
@@ -117,11 +121,13 @@ class Ridge(Features):
         out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """See Features."""
-        heights = self.stream.potential(z)
-        if self._rows is not None and self._rows.blend(base, scale, V, heights, alpha, out):
+        if self._rows is not None and self._rows.blend(base, scale, V, self.stream.potential(z), alpha, out):
             return out
-        torch.mul(base, scale, out=out).addcmul_(self.amplitude, self._spread(heights), value=alpha)
-        return out if V is None else out.add_(V, alpha=alpha)
+        return super().blend(base, scale, V, alpha, z, out)
+
+    def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
+        """Without an array for M^T z."""
+        out.addcmul_(self.amplitude, self._spread(self.stream.potential(z)), value=alpha)
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
         """See Features."""

@@ -7,8 +7,8 @@
 //     Q_ik = exp(-c_ik/eps - n_IJ)
 //
 // which is one exponential a node. It loses nothing where a lower bound of the outputs reaches s - SPREAD: exp(-SPREAD)
-// is in every sum. Single grids take it in floats, twice as many a register, where the bound reaches s - SPREAD_LANES:
-// an ulp of the output and 3e-7 is what that costs. Else, with r the middle node of I and s the largest b_k - c_rk/eps,
+// is in every sum. Single grids take it in floats, twice as many a register, where the bound reaches s - SPREAD_LANES,
+// within an ulp of the output and 2.4e-6. Else, with r the middle node of I and s the largest b_k - c_rk/eps,
 //
 //     out_i = s + a_i + log sum_J f_iJ sum_{k in J} R_ik e_k,   e_k = exp(b_k - c_rk/eps - s),   f_iJ = exp(a_iJ - a_i)
 //     R_ik = exp(-(c_ik - c_rk)/eps - a_iJ),   a_iJ = max_{k in J} -(c_ik - c_rk)/eps,   a_i = max_J a_iJ

@@ -94,7 +94,7 @@ class Rows:
         return _Network(self.outer, self.directions, self.inner, self._kept.data_ptr())
 
     def blend(self, base: Tensor, scale: float, V: Tensor | None, heights: Tensor, alpha: float, out: Tensor) -> bool:
-        """Writes scale base + alpha (V + amplitude heights) into out, which may be base; whether it could."""
+        """Writes scale base + alpha (V + amplitude heights) into out; whether it could."""
         library = _compiled(base, heights, out, *(() if V is None else (V,)))
         if library is None:
             return False

@@ -39,9 +39,10 @@ _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs m
 class Separable(GibbsKernel):
     """A cost that is a sum over factors, one axis at a time; exact for any input.
 
-    Cost: 3 to 5 passes of torch.exp an axis in float64, 4 to 8 in float32 (whose sums run in float64
-    where b is steep), whatever the slope of b. Keeps one array of N in float64 where there are two axes or more. Input
-    that jumps by hundreds from node to node falls back to n exponentials for the nodes where sums underflow.
+    Cost: 4 to 5 passes of torch.exp an axis in float64, 6 to 7 in float32 (bench/RESULTS.md), up to twice that for
+    slopes of b that move mass by more than 25 nodes; float32 sums in float32 where nothing can be lost. Keeps one array
+    of N in float64 where there are two axes or more. Input that jumps by hundreds from node to node falls back to n
+    exponentials for the nodes where sums underflow.
     The torch version takes three to five times as long; it also falls back for slopes of b that move mass more than a
     window (16 nodes, doubling to 128 or more) or tear a tile by 600.
 
