@@ -75,7 +75,7 @@ class Squared(Loss):
 
     def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return (z**2).sum() / (4 * self.scale) + (z * y).sum()
+        return z @ (z / (4 * self.scale) + y)
 
     def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable
+from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable, passes
 from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
-from bigjko_kernels.passes import rises
 from bigjko_kernels.sums import parts, sum64
 
 from .errors import MeasureError
@@ -145,7 +144,7 @@ class GridMeasure:
     @cached_property
     def masses(self) -> Float[Tensor, "*grid"]:
         """exp(log_masses)."""
-        return self.log_masses.exp()
+        return passes.masses(self.log_masses)
 
     @cached_property
     def mass(self) -> Float[Tensor, ""]:
@@ -174,7 +173,7 @@ class GridMeasure:
         rise2 = torch.zeros((), dtype=torch.float64, device=self.grid.device)
         for k, f in enumerate(self.grid.factors):
             if f.size > 1 and isinstance(f, Line | Circle):
-                rise2 = torch.maximum(rise2, rises(self.masses, k, around=isinstance(f, Circle)))
+                rise2 = torch.maximum(rise2, passes.rises(self.masses, k, around=isinstance(f, Circle)))
         return (4 * rise2 / self.mass).rsqrt()
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GridMeasure":

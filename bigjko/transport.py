@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.passes import Floor, divide
+from bigjko_kernels.passes import Rule, divide
 from bigjko_kernels.sums import sum64
 
 from .errors import StepError
@@ -91,22 +91,22 @@ class Transport(ABC):
 
     def debias(self, d: OnGrid, log_p: OnGrid) -> OnGrid:
         """One averaged fixed-point step towards the d whose T_eps(p, p)/2 has derivative d at p. One application."""
-        return d + self.rate * (log_p - self.reproduced(d, torch.empty_like(d)))
+        return d + self.refitting(0.0).rate * (log_p - self.reproduced(d, torch.empty_like(d)))
 
-    @abstractmethod
     def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """log r, r the measure that d debiases: T_eps(r, r)/2 has derivative d at r. Into out. One application."""
-
-    @property
-    @abstractmethod
-    def rate(self) -> float:
-        """d moves by this much times log(p / r) towards the d that debiases p: half a Sinkhorn update."""
+        return self.blurred(d, out).add_(d, alpha=self.refitting(0.0).weight)
 
     @abstractmethod
-    def floor(self, share: float) -> Floor:
-        """The potential of `share` of what the kernel makes of exp(d / eps), from d and the r it reproduces.
+    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+        """log of what the kernel makes of exp(d / eps). Into out. One application."""
 
-        The kernel is scaled so that it blurs the uniform measure into itself.
+    @abstractmethod
+    def refitting(self, share: float) -> Rule:
+        """How d moves towards the d that debiases a p, from `blurred`: by half a Sinkhorn update.
+
+        But not below the potential of `share` of what the kernel makes of exp(d / eps), scaled so that it blurs the
+        uniform measure into itself; 0: no such floor.
         """
 
 
@@ -128,10 +128,6 @@ class Balanced(Transport):
         weights = self.kernel.grid.log_weights.contiguous()
         return float((weights - self.kernel.log_apply(weights)).min())
 
-    def floor(self, share: float) -> Floor:
-        """K b = r / b."""
-        return Floor(self.epsilon, 1.0, self.epsilon * (self._scale + math.log(share)))
-
     def respond_into(
         self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
@@ -144,15 +140,15 @@ class Balanced(Transport):
         """Always."""
         return True
 
-    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
-        """r = b K b, b = exp(d / eps). Reference: Janati, Cuturi and Gramfort 2020."""
-        self.kernel.log_apply(torch.mul(d, 1 / self.epsilon, out=out), out=out)
-        return out.add_(d, alpha=1 / self.epsilon)
+    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+        """K b, b = exp(d / eps)."""
+        return self.kernel.log_apply(torch.mul(d, 1 / self.epsilon, out=out), out=out)
 
-    @property
-    def rate(self) -> float:
-        """eps / 2."""
-        return self.epsilon / 2
+    def refitting(self, share: float) -> Rule:
+        """r = b K b; half a Sinkhorn update is eps / 2. Reference: Janati, Cuturi and Gramfort 2020."""
+        eps = self.epsilon
+        free = Rule(1 / eps, eps / 2)
+        return free._replace(eps=eps, least=eps * (self._scale + math.log(share))) if share else free
 
 
 class Scaled(Transport):
@@ -189,18 +185,13 @@ class Scaled(Transport):
         """Always."""
         return True
 
-    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
-        """r = b K b, b = exp(d / eps)."""
-        return self.unit.reproduced(d, out)
-
-    def floor(self, share: float) -> Floor:
+    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """That of v."""
-        return self.unit.floor(share)
+        return self.unit.blurred(d, out)
 
-    @property
-    def rate(self) -> float:
-        """eps / 2."""
-        return self.unit.rate
+    def refitting(self, share: float) -> Rule:
+        """That of v."""
+        return self.unit.refitting(share)
 
 
 class WassersteinFisherRao(Transport):
@@ -255,18 +246,15 @@ class WassersteinFisherRao(Transport):
         """exp(-d) + h > 0 everywhere."""
         return bool(((-d).exp() + h > 0).all())
 
-    def reproduced(self, d: OnGrid, out: OnGrid) -> OnGrid:
-        """r = exp(d + d / eps) K exp(d / eps)."""
-        return self._apply(d / self.epsilon, out).add_(self.scale).add_(d, alpha=1 + 1 / self.epsilon)
+    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+        """K b, b = exp(d / eps), cell volumes included."""
+        return self._apply(d / self.epsilon, out).add_(self.scale)
 
-    def floor(self, share: float) -> Floor:
-        """K b = r exp(-d) / b, over cell volumes."""
-        return Floor(self.epsilon, 1 + self.epsilon, self.epsilon * (math.log(share) - self._largest))
-
-    @property
-    def rate(self) -> float:
-        """eps / (2 (1 + eps))."""
-        return self.epsilon / (2 * (1 + self.epsilon))
+    def refitting(self, share: float) -> Rule:
+        """r = exp(d) b K b; half a Sinkhorn update is eps / (2 (1 + eps))."""
+        eps = self.epsilon
+        free = Rule(1 + 1 / eps, eps / (2 * (1 + eps)))
+        return free._replace(eps=eps, least=eps * (math.log(share) - self._largest)) if share else free
 
 
 _BALANCING = 60  # halvings of the log scale at most; a uniform circle needs one

@@ -202,7 +202,7 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
     pull, push = float(move @ image), float(move @ change)
     if pull > 0:
         B = B - torch.outer(image, image) / pull
-    if push > 1e-14 * float(move.norm() * change.norm()):
+    if push > 1e-14 * math.sqrt(float(move @ move) * float(change @ change)):
         B = B + torch.outer(change, change) / push
     return B
 

@@ -8,7 +8,7 @@ import torch
 
 from bigjko_kernels import Cost
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.passes import fit
+from bigjko_kernels.passes import fit, masses
 
 from ..errors import StepError
 from ..transport import OnGrid, Transport
@@ -22,11 +22,13 @@ class Refit:
         d: the new potential.
         misfit: L1 distance between p and the mass the old d reproduces, over the mass of p.
         gap: eps mass max log(p / r), r rescaled to p's mass: what the misfit can cost the step (mathematics.md 2).
+        masses: those of the measure.
     """
 
     d: OnGrid
     misfit: float
     gap: float
+    masses: OnGrid
 
 
 class Entropy(ABC):
@@ -41,7 +43,7 @@ class Entropy(ABC):
 
     @abstractmethod
     def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
-        """The potential after a pass that led to p, written into out, which may be d; `work` is overwritten."""
+        """The potential after a pass that led to p, written into out, which may be d; the masses of p in `work`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Plain(Entropy):
 
     def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
         """Nothing to fit."""
-        return Refit(d, math.nan, math.nan)
+        return Refit(d, math.nan, math.nan, masses(log_p, work))
 
 
 @dataclass(frozen=True)
@@ -110,18 +112,18 @@ class Debiased(Entropy):
         return self._moved(transport, d, log_p, work, out, self.floor)
 
     def _moved(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, share: float) -> Refit:
-        floor = [transport.floor(share)] if share else []
-        found = fit(log_p, transport.reproduced(d, work), d, transport.rate, out, *floor)
+        found = fit(log_p, transport.blurred(d, work), d, transport.refitting(share), out)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
-        out.clamp_(min=found.top - _DEPTH * transport.epsilon)
+        least = found.top - _DEPTH * transport.epsilon
+        if not found.low >= least:
+            out.clamp_(min=least)
         if not (found.mass > 0 and found.reproduced > 0):
-            return Refit(out, math.nan, math.nan)
-        worst = found.worst + math.log(found.reproduced / found.mass)
-        return Refit(
-            out, found.missed / found.mass, transport.dearest * transport.epsilon * found.mass * max(0.0, worst)
-        )
+            return Refit(out, math.nan, math.nan, work)
+        worst = max(0.0, found.worst + math.log(found.reproduced / found.mass))
+        gap = transport.dearest * transport.epsilon * found.mass * worst
+        return Refit(out, found.missed / found.mass, gap, work)
 
 
 _FITTING = 1000  # updates before the first step, at most: narrow measures converge slowly

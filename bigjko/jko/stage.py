@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bigjko_kernels import Grid, Line
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.sums import profile
+from bigjko_kernels.passes import profiles
+from bigjko_kernels.sums import sum64
 
 from ..energy import Composite
 from ..measure import GridMeasure
@@ -51,7 +52,7 @@ class Stage:
             return new
         if isinstance(measure, BoxedMeasure) and measure.box == self.box:
             return BoxedMeasure(measure.before, self.box, new, outside, measure.edge)
-        old = GridMeasure.known(self.grid, *self.measure(measure))
+        old = GridMeasure.known(self.grid, measure.log_masses[self.box], measure.masses[self.box])
         edge = float(measure.boundary_mass * measure.mass - old.boundary_mass * old.mass)
         before = GridMeasure.known(measure.grid, measure.log_masses, measure.masses)  # no chain of boxes
         return BoxedMeasure(before, self.box, new, outside, max(0.0, edge))
@@ -125,29 +126,35 @@ def support(measure: GridMeasure, idle: float, margin: int) -> tuple[Box, float]
         return None
     allowed = idle * float(measure.mass)
     if isinstance(measure, BoxedMeasure):
-        box, _ = _around(measure.on_box.masses, measure.box, measure.grid, allowed - measure.outside, margin)
+        along = profiles(measure.on_box.masses)
+        box = _around(along, measure.box, measure.grid, allowed - measure.outside, margin)
         if box == measure.box:
             return box, measure.outside
     everything = tuple(slice(0, size) for size in measure.grid.shape)
-    box, outside = _around(measure.masses, everything, measure.grid, allowed, margin)
-    saved = math.prod(s.stop - s.start for s in box) <= _SAVING * measure.grid.size
-    return (box, outside) if saved else None
+    along = profiles(measure.masses)
+    box = _around(along, everything, measure.grid, allowed, margin)
+    if math.prod(s.stop - s.start for s in box) > _SAVING * measure.grid.size:
+        return None
+    first = box[0]
+    outside = along[0][: first.start].sum() + along[0][first.stop :].sum()
+    rest = measure.masses[first]
+    for k, s in enumerate(box[1:], 1):  # what lies outside along an axis, and not along an earlier one
+        outside += sum64(rest.narrow(k, 0, s.start)) + sum64(rest.narrow(k, s.stop, rest.shape[k] - s.stop))
+        rest = rest.narrow(k, s.start, s.stop - s.start)
+    return box, float(outside)
 
 
-def _around(masses: Tensor, held: Box, grid: Grid, allowed: float, margin: int) -> tuple[Box, float]:
-    """The box around masses on the nodes `held` that leaves out as little as is allowed, and what it leaves out."""
+def _around(along: list[Tensor], held: Box, grid: Grid, allowed: float, margin: int) -> Box:
+    """The box that leaves out no more than is allowed of a mass with these profiles on the nodes `held`."""
     lines = [k for k, f in enumerate(grid.factors) if isinstance(f, Line) and f.size > 2 * _ROUND]
-    box, outside = list(held), 0.0
-    for k in lines:  # the leading axis first: the sums that follow have less left to add
-        along, first, spare = profile(masses, k).cpu().numpy(), held[k].start, max(0.0, allowed) / (2 * len(lines))
-        low, high = int((along.cumsum() <= spare).sum()), int((along[::-1].cumsum() <= spare).sum())
-        start = max(0, (first + low - margin) // _ROUND * _ROUND)
+    box, spare = list(held), max(0.0, allowed) / (2 * max(1, len(lines)))
+    for k in lines:
+        mass = along[k].cpu().numpy()
+        low, high = int((mass.cumsum() <= spare).sum()), int((mass[::-1].cumsum() <= spare).sum())
+        start = max(0, (held[k].start + low - margin) // _ROUND * _ROUND)
         stop = min(grid.shape[k], -(-(held[k].stop - high + margin) // _ROUND) * _ROUND)
         box[k] = slice(start, stop)
-        start, stop = max(0, start - first), min(len(along), stop - first)
-        outside += float(along[:start].sum() + along[stop:].sum())
-        masses = masses.narrow(k, start, stop - start)
-    return tuple(box), outside
+    return tuple(box)
 
 
 def continued(d: Tensor, box: Box, old: Tensor, whole: Transport) -> Tensor:

@@ -188,7 +188,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             stage = self._stage(box)
             taken = self._on(stage, measure, state, dt)
             evaluations, passes = evaluations + taken.evaluations, passes + taken.passes
-            leaving, allowed = stage.leaving(taken.masses, self.grid), self.idle * float(measure.mass)
+            leaving, allowed = stage.leaving(taken.refit.masses, self.grid), self.idle * float(measure.mass)
             if taken.last.status is not Status.ok or leaving <= allowed:
                 break
             del taken
@@ -196,8 +196,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         d, log_p, status = taken.refit.d, taken.last.log_p, taken.last.status
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
-        width = float(GridMeasure.known(stage.grid, log_p, taken.masses).width)
-        new = stage.moved(measure, outside, log_p, taken.masses)
+        width = float(GridMeasure.known(stage.grid, log_p, taken.refit.masses).width)
+        new = stage.moved(measure, outside, log_p, taken.refit.masses)
         if not 0 < float(new.mass) < math.inf:  # NaN, or it shrank below the smallest number
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, Status.not_finite)
         change = float(new.mass / measure.mass) - 1
@@ -216,7 +216,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             "stage": stage.grid.size / self.grid.size,
         }
         _warn(stats)
-        risk = stage.composite.value(taken.masses, taken.last.outputs)
+        risk = stage.composite.value(taken.refit.masses, taken.last.outputs)
         z = stage.composite.loss.gradient(taken.last.outputs, stage.composite.targets)  # a scheme's own z is another
         # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
         costly = self.composite.features.gram_work > _FREE * self.grid.size
@@ -261,17 +261,15 @@ class JKO(Stepper[GridMeasure, JKOState]):
             gap_z = max(gap_z, solution.gap)
             if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
-        masses = torch.exp(solution.log_p, out=room.work)
-        return _Taken(solution, refit, masses, gap_z, evaluations, passes)
+        return _Taken(solution, refit, gap_z, evaluations, passes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """What the passes of a step led to: the last of them, its masses, and the largest gap and the work of all."""
+    """What the passes of a step led to: the last of them, and the largest gap and the work of all."""
 
     last: Solution
     refit: Refit
-    masses: Tensor
     gap_z: float
     evaluations: int
     passes: int

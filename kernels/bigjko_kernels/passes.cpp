@@ -39,6 +39,12 @@ inline void store(A* p, V x, long left) {
     for (int l = 0; l < left; ++l) p[l] = A(x[l]);
 }
 
+inline V first(V x, long left) {  // -inf beyond
+    if (left >= L) return x;
+    for (int l = 0; l < L; ++l) x[l] = l < left ? x[l] : -INFINITY;
+    return x;
+}
+
 inline double sum(V x) {
     double total = 0;
     for (int l = 0; l < L; ++l) total += x[l];
@@ -52,6 +58,16 @@ inline bool any(M x) {
 inline V root(V x) {
     for (int l = 0; l < L; ++l) x[l] = std::sqrt(x[l]);
     return x;
+}
+
+template <class P>
+inline V masses_of(V a) {  // exp(a) of any number, 0 and NaN included
+    V p = exp_of<P>(a);
+    p -= p * (a * 3.3457e-17);  // what exp_of lost to the rounding of log(2)
+    p = (V)((M)p & (M)(a >= -708));
+    if (reaches(all(709), a) + reaches(a, all(-708)) + reaches(all(-746), a) != 2 * ((1u << L) - 1))
+        for (int l = 0; l < L; ++l) p[l] = a[l] <= 709 && a[l] >= -708 ? p[l] : std::exp(a[l]);
+    return p;
 }
 
 // Calls each(share, from, to) for shares of `count` things of `size` nodes each.
@@ -138,6 +154,14 @@ void weigh(A* log_p, const A* rest, double* weights, const Network& net, long th
 
 // -------------------------------------------------------------------------------------------------------------- plain
 
+// p = exp(log_p).
+template <class P, class A>
+void masses(const A* log_p, A* p, long n, long threads) {
+    shared(n, 1, threads, [&](long, long from, long to) {
+        for (long i = from; i < to; i += L) store(p + i, masses_of<P>(load(log_p + i, to - i)), to - i);
+    });
+}
+
 // log_k = log_q - log_k; returns the sum of q log_k as it was.
 template <class A>
 double divide(const A* q, const A* log_q, A* log_k, long n, long threads) {
@@ -179,46 +203,74 @@ double rises(const A* p, long before, long n, long after, long threads) {
     return total;
 }
 
+// The sums of every row and of every column of (rows, length).
+template <class A>
+void profiles(const A* p, long rows, long length, double* by_row, double* by_column, long threads) {
+    const long blocks = std::min(64L, shares(rows, length));
+    std::vector<double> found(blocks * length);
+    shared(blocks, SHARE, threads, [&](long, long from, long to) {
+        for (long b = from; b < to; ++b) {
+            double* columns = &found[b * length];
+            for (long r = rows * b / blocks; r < rows * (b + 1) / blocks; ++r) {
+                V total{};
+                for (long i = 0; i < length; i += L) {
+                    const V x = load(p + r * length + i, length - i);
+                    total += x;
+                    store(columns + i, load(columns + i, length - i) + x, length - i);
+                }
+                by_row[r] = sum(total);
+            }
+        }
+    });
+    std::fill(by_column, by_column + length, 0.0);
+    for (long b = 0; b < blocks; ++b)
+        for (long i = 0; i < length; ++i) by_column[i] += found[b * length + i];
+}
+
 // ---------------------------------------------------------------------------------------------------------------- fits
 
-// How a debiasing potential d fits a measure p, r being what it reproduces, and d moved towards it:
+// How a debiasing potential d fits a measure p, r = k exp(weight d) being what it reproduces, and d moved towards it:
 //
-//     new_i = max(d_i + rate log(p_i/r_i), least + eps log r_i - slope d_i),
-//     the sums of p, r and |p - r|,   the largest log(p_i/r_i) and the largest new_i
+//     new_i = max(d_i + rate log(p_i/r_i), least + eps log k_i),   p_i in place of log k_i,
+//     the sums of p, r and |p - r|,   the largest log(p_i/r_i), the largest and the smallest new_i
 struct Rule {
-    double rate, eps, slope, least;
+    double weight, rate, eps, least;
 };
 
 struct Fit {
-    double mass = 0, reproduced = 0, missed = 0, worst = -INFINITY, top = -INFINITY, undefined = 0;
+    double mass = 0, reproduced = 0, missed = 0, worst = -INFINITY, top = -INFINITY, low = INFINITY, undefined = 0;
 };
 
 template <class P, class A>
-Fit fit(const A* log_p, const A* log_r, const A* d, A* out, long n, const Rule& by, long threads) {
+Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule& by, long threads) {
     std::vector<Fit> found(shares(n, 1));
     shared(n, 1, threads, [&](long s, long from, long to) {
-        V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), top = worst;
+        V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), top = worst, low = worst;
         M undefined{};
-        for (long i = from; i < to; i += L) {  // filled up with nodes that have no mass and count nowhere
+        for (long i = from; i < to; i += L) {
             const long left = to - i;
-            const V a = load(log_p + i, left, -INFINITY), b = load(log_r + i, left, -1000), ratio = a - b;
-            const V old = load(d + i, left);
-            const V moved = larger(by.least + by.eps * b - by.slope * old, old + by.rate * ratio);  // NaN where that is
-            const V p = exp_of<P>(a), r = exp_of<P>(b), miss = p - r;
-            store(out + i, moved, left);
+            const V a = load(log_p + i, left, -INFINITY), k = load(log_k + i, left, -1000), old = load(d + i, left);
+            const V b = k + by.weight * old, ratio = a - b;
+            const V moved = larger(by.least + by.eps * k, old + by.rate * ratio);  // NaN where that is
+            const V p = masses_of<P>(a), r = exp_of<P>(b), miss = p - r;
+            store(out + i, moved, left), store(log_k + i, p, left);
             undefined |= (M)(moved != moved) | (M)(larger(a, b) > 709);  // NaN, or no number in double
-            worst = larger(ratio, worst), top = larger(moved, top);
+            worst = larger(ratio, worst);
+            top = larger(first(moved, left), top), low = larger(first(-moved, left), low);
             mass += p, reproduced += r, missed += larger(miss, -miss);
         }
         Fit& f = found[s];
         f.mass = sum(mass), f.reproduced = sum(reproduced), f.missed = sum(missed), f.undefined = any(undefined);
-        for (int l = 0; l < L; ++l) f.worst = std::max(f.worst, worst[l]), f.top = std::max(f.top, top[l]);
+        for (int l = 0; l < L; ++l) {
+            f.worst = std::max(f.worst, worst[l]), f.top = std::max(f.top, top[l]);
+            f.low = std::min(f.low, -low[l]);
+        }
     });
     Fit total;
     for (const Fit& f : found) {
         total.mass += f.mass, total.reproduced += f.reproduced, total.missed += f.missed;
         total.worst = std::max(total.worst, f.worst), total.top = std::max(total.top, f.top);
-        total.undefined += f.undefined;
+        total.low = std::min(total.low, f.low), total.undefined += f.undefined;
     }
     return total;
 }
@@ -246,6 +298,13 @@ extern "C" void bigjko_weigh(void* log_p, const void* rest, double* weights, con
     });
 }
 
+extern "C" void bigjko_masses(const void* log_p, void* p, long n, long single, long threads) {
+    in_dtype(single, [&](auto precision, auto a) {
+        using A = decltype(a);
+        masses<decltype(precision)>((const A*)log_p, (A*)p, n, threads);
+    });
+}
+
 extern "C" double bigjko_divide(const void* q, const void* log_q, void* log_k, long n, long single, long threads) {
     return in_dtype(single, [&](auto, auto a) {
         using A = decltype(a);
@@ -260,13 +319,20 @@ extern "C" double bigjko_rises(const void* p, long before, long n, long after, l
     });
 }
 
-extern "C" void bigjko_fit(const void* log_p, const void* log_r, const void* d, void* out, long n, long single,
+extern "C" void bigjko_profiles(const void* p, long rows, long length, double* by_row, double* by_column, long single,
+                                long threads) {
+    in_dtype(single, [&](auto, auto a) {
+        profiles((const decltype(a)*)p, rows, length, by_row, by_column, threads);
+    });
+}
+
+extern "C" void bigjko_fit(const void* log_p, void* log_k, const void* d, void* out, long n, long single,
                            const double* by, long threads, double* result) {
     const Rule rule{by[0], by[1], by[2], by[3]};
     const Fit f = in_dtype(single, [&](auto precision, auto a) {
         using A = decltype(a);
-        return fit<decltype(precision)>((const A*)log_p, (const A*)log_r, (const A*)d, (A*)out, n, rule, threads);
+        return fit<decltype(precision)>((const A*)log_p, (A*)log_k, (const A*)d, (A*)out, n, rule, threads);
     });
-    const double values[] = {f.mass, f.reproduced, f.missed, f.worst, f.top};
-    for (int k = 0; k < 5; ++k) result[k] = f.undefined ? NAN : values[k];
+    const double values[] = {f.mass, f.reproduced, f.missed, f.worst, f.top, f.low};
+    for (int k = 0; k < 6; ++k) result[k] = f.undefined ? NAN : values[k];
 }

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import compiler
-from .sums import inner, parts, rows_at_once
+from .pages import empty_like
+from .sums import inner, parts, profile, rows_at_once
 
 _DTYPES = (torch.float32, torch.float64)
 _ALONE = 1 << 15  # nodes: below, a second thread costs what it saves
@@ -35,8 +36,10 @@ def load(march: str = "native") -> Any:
     kinds = {
         "bigjko_blend": (None, place, real, place, place, real, place, network, number, number),
         "bigjko_weigh": (None, place, place, place, network, number, number),
+        "bigjko_masses": (None, place, place, number, number, number),
         "bigjko_divide": (real, place, place, place, number, number, number),
         "bigjko_rises": (real, place, number, number, number, number, number),
+        "bigjko_profiles": (None, place, number, number, place, place, number, number),
         "bigjko_fit": (None, place, place, place, place, number, number, place, number, place),
     }
     for name, (result, *arguments) in kinds.items():
@@ -116,6 +119,15 @@ class Rows:
 # ------------------------------------------------------------------------------------------------------------ measures
 
 
+def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
+    """exp(log_p), to an ulp or two, with the very bits that `fit` gives; differentiable by torch, if asked for."""
+    if log_p.requires_grad or (library := _compiled(log_p, *(() if out is None else (out,)))) is None:
+        return torch.exp(log_p, out=out)
+    out = empty_like(log_p) if out is None else out
+    library.bigjko_masses(log_p.data_ptr(), out.data_ptr(), log_p.numel(), *_how(log_p))
+    return out
+
+
 def divide(q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> Tensor:
     """Writes log_q - log_k over log_k; the sum of q log_k as it was, in float64."""
     if (library := _compiled(q, log_q, log_k)) is not None:
@@ -126,6 +138,17 @@ def divide(q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Floa
         total += inner(q_i, log_k_i)
         torch.sub(log_q_i, log_k_i, out=log_k_i)
     return total
+
+
+def profiles(x: Float[Tensor, "*grid"]) -> list[Float[Tensor, " k"]]:
+    """For each axis the sums over all others, in float64."""
+    if x.ndim < 2 or (library := _compiled(x)) is None:
+        return [profile(x, k) for k in range(x.ndim)]
+    by_row = torch.empty(x.shape[:-1], dtype=torch.float64)
+    by_column = torch.empty(x.shape[-1], dtype=torch.float64)
+    places = (x.data_ptr(), by_row.numel(), by_column.numel(), by_row.data_ptr(), by_column.data_ptr())
+    library.bigjko_profiles(*places, *_how(x))
+    return [*(profile(by_row, k) for k in range(by_row.ndim)), by_column]
 
 
 def rises(p: Float[Tensor, "*grid"], axis: int, *, around: bool) -> Float[Tensor, ""]:
@@ -146,15 +169,17 @@ def rises(p: Float[Tensor, "*grid"], axis: int, *, around: bool) -> Float[Tensor
     return total
 
 
-class Floor(NamedTuple):
-    """A new potential is at least `least` + eps log r - slope d."""
+class Rule(NamedTuple):
+    """A potential d reproduces r = k exp(weight d), and moves to d + rate log(p/r), or to least + eps log k if larger.
 
-    eps: float
-    slope: float
-    least: float
+    Attributes:
+        eps: 0 for no floor.
+    """
 
-
-_NONE = Floor(0.0, 0.0, -math.inf)
+    weight: float
+    rate: float
+    eps: float = 0.0
+    least: float = -math.inf
 
 
 class Fit(NamedTuple):
@@ -163,7 +188,7 @@ class Fit(NamedTuple):
     Attributes:
         mass, reproduced, missed: the sums of p, r and |p - r|, in float64.
         worst: the largest log(p/r).
-        top: the largest value of the new potential.
+        top, low: the largest and the smallest value of the new potential.
     """
 
     mass: float
@@ -171,37 +196,38 @@ class Fit(NamedTuple):
     missed: float
     worst: float
     top: float
+    low: float
 
 
 def fit(
     log_p: Float[Tensor, "*grid"],
-    log_r: Float[Tensor, "*grid"],
+    log_k: Float[Tensor, "*grid"],
     d: Float[Tensor, "*grid"],
-    rate: float,
-    out: Tensor,
-    floor: Floor = _NONE,
+    rule: Rule,
+    out: Float[Tensor, "*grid"],
 ) -> Fit:
-    """Writes d + rate log(p/r), or the floor where that is larger, into out, which may be d; how p and r differ."""
-    if (library := _compiled(log_p, log_r, d, out)) is None:
-        return fit_by_torch(log_p, log_r, d, rate, out, floor)
-    rule, found = (ctypes.c_double * 4)(rate, *floor), (ctypes.c_double * 5)()
+    """Moves d by the rule, into out, which may be d, and writes p over log_k; how p and r differ."""
+    if (library := _compiled(log_p, log_k, d, out)) is None:
+        return fit_by_torch(log_p, log_k, d, rule, out)
     single, threads = _how(log_p)
-    library.bigjko_fit(*(x.data_ptr() for x in (log_p, log_r, d, out)), log_p.numel(), single, rule, threads, found)
+    by, found = (ctypes.c_double * 4)(*rule), (ctypes.c_double * 6)()
+    library.bigjko_fit(*(x.data_ptr() for x in (log_p, log_k, d, out)), log_p.numel(), single, by, threads, found)
     return Fit(*found)
 
 
-def fit_by_torch(log_p: Tensor, log_r: Tensor, d: Tensor, rate: float, out: Tensor, floor: Floor = _NONE) -> Fit:
-    """The same by torch, a few nodes at a time; log_r is overwritten."""
+def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor) -> Fit:
+    """The same by torch, a few nodes at a time."""
     mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
-    worst = top = d.new_full((), -math.inf)
-    for log_p_i, log_r_i, d_i, new in parts(log_p, log_r, d, out):
-        log_ratio = log_p_i - log_r_i
-        lowest = torch.add(floor.eps * log_r_i, d_i, alpha=-floor.slope).add_(floor.least)
-        torch.fmax(torch.add(d_i, log_ratio, alpha=rate), lowest.masked_fill_(log_ratio.isnan(), math.nan), out=new)
-        worst, top = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max())
-        p, r = log_p_i.exp(), log_r_i.exp_()
+    worst, top, low = d.new_tensor([-math.inf, -math.inf, math.inf])
+    for log_p_i, log_k_i, d_i, new in parts(log_p, log_k, d, out):
+        log_r = torch.add(log_k_i, d_i, alpha=rule.weight)
+        log_ratio = log_p_i - log_r
+        lowest = (rule.eps * log_k_i).add_(rule.least).masked_fill_(log_ratio.isnan(), math.nan)
+        torch.fmax(torch.add(d_i, log_ratio, alpha=rule.rate), lowest, out=new)
+        worst, top, low = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max()), low.minimum(new.min())
+        p, r = torch.exp(log_p_i, out=log_k_i), log_r.exp_()
         mass += p.sum(dtype=torch.float64)
         reproduced += r.sum(dtype=torch.float64)
-        missed += p.sub_(r).abs_().sum(dtype=torch.float64)
-    found = Fit(*torch.stack([mass, reproduced, missed, worst.double(), top.double()]).tolist())
-    return Fit(*[math.nan] * 5) if math.isnan(found.top) else found
+        missed += r.sub_(p).abs_().sum(dtype=torch.float64)
+    found = Fit(*torch.stack([mass, reproduced, missed, worst.double(), top.double(), low.double()]).tolist())
+    return Fit(*[math.nan] * 6) if math.isnan(found.top) else found
