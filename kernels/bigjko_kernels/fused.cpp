@@ -40,7 +40,7 @@ constexpr int T = 8, W = 16, GROUP = 8, HELD = 16;  // nodes a tile, lines at a 
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
 constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92;  // -c_ik/eps: largest, smallest, smallest where i = k
 constexpr int Q = 96, Q_LANES = 160, BLOCK = 192;
-constexpr long TURNS = 32;
+constexpr long TURNS = 32, BAND = 2;  // blocks of tiles up to BAND apart are always there
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
@@ -71,6 +71,7 @@ struct Vector {  // N doubles or floats: one a line (Row, Floats), or one a node
 #define FOR_ALL for (int h = 0; h < Vector<X, N>::COUNT; ++h)
 #define ON(...) template <class X, int N> inline Vector<X, N> __VA_ARGS__
 ON(operator+(Vector<X, N> a, double x)) { FOR_ALL a.v[h] += x; return a; }
+ON(operator+(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] += b.v[h]; return a; }
 ON(operator-(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] -= b.v[h]; return a; }
 ON(operator*(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] *= b.v[h]; return a; }
 ON(larger(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = larger(a.v[h], b.v[h]); return a; }
@@ -89,9 +90,10 @@ inline Floats narrow(const Row& a) {
     return x;
 }
 
-inline double most(const Nodes& a) {
+template <int N>
+inline double most(const Vector<double, N>& a) {
     double m = a.v[0][0];
-    for (int q = 1; q < T; ++q) m = std::max(m, a.v[q / L][q % L]);
+    for (int q = 1; q < N; ++q) m = std::max(m, a.v[q / L][q % L]);
     return m;
 }
 
@@ -128,7 +130,9 @@ inline Row log_of(const Floats& a) {  // the same, of floats; n log(2) in double
 
 struct Axis {
     long n, tiles, groups;
+    long around;                           // whether the last tile is beside the first
     const double *near;                    // (tiles, tiles): largest -c/eps between two tiles
+    const double *apart;                   // (n,): largest -c/eps between nodes so many nodes apart
     const double *group_near, *group_far;  // (tiles, groups): largest and smallest -c/eps between a tile and a group
     int32_t* where;                        // (tiles, tiles): a pair's block, or ABSENT or WANTED
     const double* blocks;
@@ -140,27 +144,36 @@ struct Columns {
     Doubles x, y, e, top, fall, group_top;  // y: of one tile; fall: the largest -x of each; e: exp(x - top) of some
     long held[HELD];                        // which
     unsigned good;                          // the lines without NaN and +inf
+    Doubles rise[2];                        // the largest to the node before, and from it, of each tile
+    double steepest[2];                     // of all
 
     explicit Columns(const Axis& a)
         : x(a.tiles * T * W, -INFINITY), y(T * W), e(HELD * T * W), top(a.tiles * W), fall(top),
-          group_top(a.groups * W) {}
+          group_top(a.groups * W), rise{Doubles(a.tiles), Doubles(a.tiles)} {}
 
     void tops(const Axis& a) {
         good = ALL;
         std::fill(held, held + HELD, -1);
+        Row lowest(-INFINITY), last(&x[a.around ? (a.n - 1) * W : 0]);
+        steepest[0] = steepest[1] = -INFINITY;
         for (long j = 0; j < a.tiles; ++j) {
-            Row m(-INFINITY), f(-INFINITY);
+            Row m(-INFINITY), f(m), up(m), down(m);
             for (long k = j * T; k < std::min(a.n, (j + 1) * T); ++k) {
                 const Row r(&x[k * W]);
                 m = larger(m, r);
                 f = larger(f, Row(0.0) - r);
+                up = larger(r - last, up), down = larger(last - r, down), last = r;
                 good &= reaches(Row(DBL_MAX), r);
             }
             m.store(&top[j * W]);
             f.store(&fall[j * W]);
             double* g = &group_top[j / GROUP * W];
             (j % GROUP ? larger(Row(g), m) : m).store(g);
+            lowest = larger(f, lowest);
+            rise[0][j] = most(down), rise[1][j] = most(up);
+            for (int side = 0; side < 2; ++side) steepest[side] = std::max(steepest[side], rise[side][j]);
         }
+        if (good != ALL || reaches(Row(DBL_MAX), lowest) != ALL) steepest[0] = INFINITY;
     }
 
     template <class P, class X>
@@ -185,14 +198,23 @@ struct Work {  // one thread's
     Doubles t, t_top, factor;
     std::vector<long> from, to;  // the tiles that the last lines needed, for each I
     std::vector<int> tile;
-    std::vector<const double*> block;
+    std::vector<const double*> block, term;
     const double margin;
+    double slope[BAND + 1], cap[BAND + 1];  // see gentle
     bool missing = false, wrong = false;
 
     explicit Work(const Axis& axis)
         : a(axis), t(a.tiles * T * W), t_top(a.tiles * W), factor(a.tiles * T * T), from(a.tiles), to(a.tiles),
-          tile(a.tiles), block(a.tiles), margin(P::margin + std::log(double(a.n))) {
+          tile(a.tiles), block(a.tiles), term(a.tiles), margin(P::margin + std::log(double(a.n))) {
         begin();
+        for (long k = 0; k <= BAND; ++k) {
+            slope[k] = INFINITY, cap[k] = -INFINITY;
+            for (long r = 1; r <= (a.around ? a.n / 2 : a.n - 1); ++r) {
+                if (r > k * T) slope[k] = std::min(slope[k], (-margin - a.apart[r]) / r);
+                if (r > (k - 1) * T) cap[k] = std::max(cap[k], a.apart[r]);
+            }
+            if (a.around && (a.n % T || a.tiles <= 2 * k)) slope[k] = -INFINITY;
+        }
     }
 
     // At every turn: a guess from another turn's lines would make the last bit depend on which thread did them.
@@ -303,6 +325,7 @@ struct Work {  // one thread's
         for (int m = 0; m < kept; ++m) {
             const double* k_ij = block[tile[m]];
             block[m] = lanes ? k_ij + Q_LANES : calm ? k_ij + Q : &factor[m * T * T];
+            term[m] = &t[tile[m] * T * W];
             if (calm) continue;
             double* e = &t[tile[m] * T * W];
             const Nodes f = exp_of<P>(Nodes(k_ij + TOP) - a_i);
@@ -353,7 +376,7 @@ struct Work {  // one thread's
             Vector<X, W> sum[SOME];
             for (auto& r : sum) r = Vector<X, W>(X(0));
             for (int m = 0; m < kept; ++m) {
-                const X *r = (const X*)block[m] + first, *e = (const X*)&t[tile[m] * T * W];
+                const X *r = (const X*)block[m] + first, *e = (const X*)term[m];
                 for (int k = 0; k < T; ++k) {
                     const Vector<X, W> e_k(e + k * W);
 #pragma GCC unroll 8
@@ -371,7 +394,63 @@ struct Work {  // one thread's
             if (mask >> q % W & 1) y[q] = value;
     }
 
+    // Between nodes r apart b_k - c_ik/eps is at most b_i + r rise + apart_r, and out_i is at least b_i. The largest rise
+    // of some tiles tells without a look at any b which of them matter to I, and, with its top for s, whether sums in
+    // floats or doubles can lose anything.
+    struct Gentle {
+        long first, last;  // tiles, from that many before I to that many after
+        int bytes;         // a number; 0: not known
+    };
+    Gentle gentle(const Columns& b, long i) const {
+        if (!(std::max(b.steepest[0], b.steepest[1]) <= slope[BAND])) return {0, 0, 0};
+        long reach[2];
+        double most = 0;
+        for (int side = 0; side < 2; ++side) {
+            const double* rise = b.rise[side].data();
+            double r = rise[i];
+            for (long k = 1; k <= BAND; ++k) r = std::max(r, rise[neighbour(side ? i + k : i - k)]);
+            reach[side] = r <= slope[1] ? 1 : BAND;
+            for (long k = 1; k <= reach[side]; ++k) most = std::max(most, k * T * r + cap[k]);
+        }
+        const double spread = most + T * std::max({b.rise[0][i], b.rise[1][i], 0.0});
+        const bool lanes = std::is_same_v<P, Single> && spread <= SPREAD_LANES;
+        return {reach[0], reach[1], lanes ? 4 : spread <= SPREAD ? 8 : 0};
+    }
+    long neighbour(long j) const { return a.around ? (j + a.tiles) % a.tiles : std::clamp(j, 0L, a.tiles - 1); }
+
+    template <class X>
+    void gentle_outputs(Columns& b, long i, const Gentle& from) {
+        const Row s(&b.top[i * W]);
+        int count = 0;
+        for (long k = i - from.first; k <= i + from.last; ++k) {
+            const long j = neighbour(k);
+            if (!a.around && j != k) continue;
+            const double* k_ij = a.blocks + long(a.where[i * a.tiles + j]) * BLOCK;
+            const X* e = b.calm<P, X>(j);
+            block[count] = k_ij + (sizeof(X) == 4 ? Q_LANES : Q);
+            term[count] = (const double*)e;
+            if (j != i) {
+                const Row g = exp_of<P>((Row(&b.top[j * W]) - s) + k_ij[NEAR]);
+                term[count] = &t[count * T * W];
+                if constexpr (sizeof(X) == 4) scale(e, narrow(g), count);
+                else scale(e, g, count);
+            }
+            ++count;
+        }
+        Vector<X, W> found[T];
+        products(count, found);
+        for (int q = 0; q < T; ++q) {
+            Row out;
+            if constexpr (sizeof(X) == 4) out = log_of(found[q]);
+            else
+                for (int h = 0; h < Row::COUNT; ++h) out.v[h] = log_of<P>(found[q].v[h]);
+            (s + out).store(&b.y[q * W]);
+        }
+    }
+
     void lines(Columns& b, long i) {
+        const Gentle from = gentle(b, i);
+        if (from.bytes) return from.bytes == 4 ? gentle_outputs<float>(b, i, from) : gentle_outputs<double>(b, i, from);
         const unsigned torn = outputs(b, i, b.good, false);
         for (int l = 0; l < W && !missing; ++l)
             if (torn >> l & 1) outputs(b, i, 1u << l, true);

@@ -25,8 +25,8 @@ _lock = threading.Lock()  # a kernel that two threads share must not gain blocks
 
 class _Tables(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("n", "tiles", "groups")),
-        *((name, ctypes.c_void_p) for name in ("near", "group_near", "group_far", "where", "blocks")),
+        *((name, ctypes.c_long) for name in ("n", "tiles", "groups", "around")),
+        *((name, ctypes.c_void_p) for name in ("near", "apart", "group_near", "group_far", "where", "blocks")),
         ("last", ctypes.c_long),
     ]
 
@@ -66,17 +66,24 @@ class FusedAxis:
         self.padded = self.nodes[index].reshape(self.tiles, _TILE, -1)
         self.cost, self.epsilon = cost, epsilon
         groups = -(-self.tiles // _GROUP)
+        self.around = isinstance(factor, Circle)
+        self.apart = self.padded.new_full((self.n,), -math.inf)
         self.near = self.padded.new_empty(self.tiles, self.tiles)
         self.group_near, self.group_far = self.padded.new_empty(2, self.tiles, groups)
         grouped = torch.arange(groups * _GROUP).clamp(max=self.tiles - 1)
         for i, tile in enumerate(self.padded):  # filled in place: see TorchAxis
             log_k = self._log_k(tile[:, None, None], self.padded[None])
             self.near[i] = log_k.amax(dim=(0, 2))
+            for k, row in enumerate(log_k.flatten(1)[:, : self.n], i * _TILE):
+                distance = (torch.arange(self.n) - min(k, self.n - 1)).abs()
+                if self.around:
+                    distance = torch.minimum(distance, self.n - distance)
+                self.apart.scatter_reduce_(0, distance, row, "amax")
             self.group_near[i] = self.near[i, grouped].reshape(groups, _GROUP).amax(dim=1)
             self.group_far[i] = log_k.amin(dim=(0, 2))[grouped].reshape(groups, _GROUP).amin(dim=1)
         outputs = torch.arange(self.tiles)[:, None].expand(-1, 2 * _BAND + 1)
         inputs = outputs + torch.arange(-_BAND, _BAND + 1)
-        inside = (inputs >= 0) & (inputs < self.tiles) | isinstance(factor, Circle)
+        inside = (inputs >= 0) & (inputs < self.tiles) | self.around
         band = torch.stack([outputs[inside], inputs[inside] % self.tiles], dim=1)
         self.band = band.unique(dim=0)  # a circle of few tiles meets itself
         self.room = max(512 * self.n, grid_size) // _BLOCK
@@ -126,8 +133,9 @@ class FusedAxis:
         result = (ctypes.c_long * 2)(1, 0)
         wrong, last, restarted = False, False, False
         while result[0]:
-            tables = (self.near, self.group_near, self.group_far, self.where, self.blocks)
-            axis = _Tables(self.n, self.tiles, self.group_near.shape[1], *(t.data_ptr() for t in tables), last)
+            tables = (self.near, self.apart, self.group_near, self.group_far, self.where, self.blocks)
+            sizes = (self.n, self.tiles, self.group_near.shape[1], self.around)
+            axis = _Tables(*sizes, *(t.data_ptr() for t in tables), last)
             values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), out.dtype == torch.float32)
             load()(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
             wrong |= bool(result[1])
