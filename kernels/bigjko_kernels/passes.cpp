@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "threads.h"
@@ -39,16 +40,15 @@ inline void store(A* p, V x, long left) {
     for (int l = 0; l < left; ++l) p[l] = A(x[l]);
 }
 
-inline V first(V x, long left) {  // -inf beyond
-    if (left >= L) return x;
-    for (int l = 0; l < L; ++l) x[l] = l < left ? x[l] : -INFINITY;
-    return x;
-}
-
 inline double sum(V x) {
     double total = 0;
     for (int l = 0; l < L; ++l) total += x[l];
     return total;
+}
+inline double top(V x) {
+    double most = x[0];
+    for (int l = 1; l < L; ++l) most = std::max(most, x[l]);
+    return most;
 }
 inline bool any(M x) {
     int64_t bits = 0;
@@ -59,15 +59,33 @@ inline V root(V x) {
     for (int l = 0; l < L; ++l) x[l] = std::sqrt(x[l]);
     return x;
 }
+inline V first(V x, long left) {  // -inf beyond
+    for (int l = 0; l < L; ++l) x[l] = l < left ? x[l] : -INFINITY;
+    return x;
+}
 
+// Calls some(i, left) for every register of n nodes; left is a constant but for the last. What a call of `some` works on
+// should be in locals, so that it stays in registers: an address that others know is read again after every store.
+template <class F>
+inline void registers(long n, F some) {
+    long i = 0;
+    for (; i + L <= n; i += L) some(i, std::integral_constant<long, L>());
+    if (i < n) some(i, n - i);
+}
+
+// exp(a), but for what `odd` says.
 template <class P>
-inline V masses_of(V a) {  // exp(a) of any number, 0 and NaN included
+inline V masses_of(V a) {
     V p = exp_of<P>(a);
     p -= p * (a * 3.3457e-17);  // what exp_of lost to the rounding of log(2)
-    p = (V)((M)p & (M)(a >= -708));
-    if (reaches(all(709), a) + reaches(a, all(-708)) + reaches(all(-746), a) != 2 * ((1u << L) - 1))
-        for (int l = 0; l < L; ++l) p[l] = a[l] <= 709 && a[l] >= -708 ? p[l] : std::exp(a[l]);
-    return p;
+    return (V)((M)p & (M)(a >= -708));
+}
+inline M odd(V a) { return (M)(a > -746) & ~((M)(a >= -708) & (M)(a <= 709)); }  // no normal number
+inline M undefined(V a) { return (M)(a != a); }
+template <class A>
+void mend(const A* log_p, A* p, long n) {
+    for (long i = 0; i < n; ++i)
+        if (!(log_p[i] >= -708 && log_p[i] <= 709)) p[i] = A(std::exp(double(log_p[i])));
 }
 
 // Calls each(share, from, to) for shares of `count` things of `size` nodes each.
@@ -81,6 +99,14 @@ void shared(long count, long size, long threads, F each) {
     };
     on_threads(std::min(threads, all), work);
 }
+template <class F>  // of nodes, whose shares each give a number
+double total(long n, long threads, F each) {
+    std::vector<double> found(shares(n, 1));
+    shared(n, 1, threads, [&](long s, long from, long to) { found[s] = each(from, to - from); });
+    double sum = 0;
+    for (double f : found) sum += f;
+    return sum;
+}
 
 // ------------------------------------------------------------------------------------------------------------ networks
 
@@ -90,65 +116,74 @@ struct Network {
     const double* amplitude;  // (outer, inner)
 };
 
-// For some directions, each(place, length, s, v, d): runs of nodes where amplitude x height is s v_i, i counted along
-// the run; d is the direction at which it begins. Along the inner nodes, or across the directions if there is one each.
-template <class A, class F>
-inline void runs(const Network& net, const A* heights, long from, long to, F each) {
-    const long W = net.directions, I = net.inner;
-    if (I == 1)
-        for (long o = 0; o < net.outer; ++o) each(o * W + from, to - from, net.amplitude[o], heights + from, from);
+// out = scale base + s v; no V: else + alpha V.
+template <class A, class B>
+void blend(const A* base, double scale, const A* potential, double alpha, const B* v, double s, A* out, long n) {
+    if (potential)
+        registers(n, [&](long i, auto left) {
+            const V x = s * load(v + i, left) + scale * load(base + i, left);
+            store(out + i, x + alpha * load(potential + i, left), left);
+        });
     else
-        for (long d = from; d < to; ++d)
-            for (long o = 0; o < net.outer; ++o) each((o * W + d) * I, I, double(heights[d]), net.amplitude + o * I, d);
+        registers(n, [&](long i, auto left) {
+            store(out + i, s * load(v + i, left) + scale * load(base + i, left), left);
+        });
 }
 
-// out = scale base + alpha (V + amplitude x heights); no V: zero.
+// out = scale base + alpha (V + amplitude x heights); no V: zero. In runs of nodes where amplitude x height is s v_i:
+// along the inner nodes, or across the directions if there is one each.
 template <class A>
 void blend(const A* base, double scale, const A* potential, const A* heights, double alpha, A* out, const Network& net,
            long threads) {
-    shared(net.directions, net.outer * net.inner, threads, [&](long, long from, long to) {
-        runs(net, heights, from, to, [&](long place, long length, double s, auto v, long) {
-            const A *b = base + place, *p = potential + place;
-            A* o = out + place;
-            for (long i = 0; i < length; i += L) {
-                V x = alpha * s * load(v + i, length - i) + scale * load(b + i, length - i);
-                if (potential) x += alpha * load(p + i, length - i);
-                store(o + i, x, length - i);
-            }
-        });
+    const long W = net.directions, I = net.inner;
+    auto run = [&](long at, long n, auto* v, double s) {
+        blend(base + at, scale, potential ? potential + at : nullptr, alpha, v, alpha * s, out + at, n);
+    };
+    shared(W, net.outer * I, threads, [&](long, long from, long to) {
+        for (long o = 0; o < net.outer; ++o)
+            if (I == 1) run(o * W + from, to - from, heights + from, net.amplitude[o]);
+            else
+                for (long d = from; d < to; ++d) run((o * W + d) * I, I, net.amplitude + o * I, heights[d]);
     });
+}
+
+// log_p += rest; each(i, left, exp(log_p)). Whether an exponential is no number.
+template <class P, class A, class F>
+inline bool moved(A* log_p, const A* rest, long n, F each) {
+    M wrong{};
+    registers(n, [&](long i, auto left) {
+        V x = load(log_p + i, left, -1000) + load(rest + i, left);
+        store(log_p + i, x, left);
+        if (sizeof(A) < sizeof(double)) x = load(log_p + i, left, -1000);  // rounded as what is kept
+        wrong |= undefined(x) | (M)(x > 709);
+        each(i, left, exp_of<P>(x));
+    });
+    return any(wrong);
 }
 
 // log_p += rest, and the sum over each direction's nodes of amplitude exp(log_p); NaN where that is no number.
 template <class P, class A>
 void weigh(A* log_p, const A* rest, double* weights, const Network& net, long threads) {
-    const std::vector<double> ones(net.inner == 1 ? net.directions : 0, 1.0);  // in place of heights, which no sum has
-    shared(net.directions, net.outer * net.inner, threads, [&](long, long from, long to) {
-        M wrong{};
-        auto moved = [&](long at, long left) {
-            V x = load(log_p + at, left, -1000) + load(rest + at, left);
-            store(log_p + at, x, left);
-            if (sizeof(A) < sizeof(double)) x = load(log_p + at, left, -1000);  // rounded as what is kept
-            wrong |= (M)(x != x) | (M)(x > 709);
-            return exp_of<P>(x);
-        };
+    const long W = net.directions, I = net.inner;
+    shared(W, net.outer * I, threads, [&](long, long from, long to) {
         std::fill(weights + from, weights + to, 0.0);
-        if (net.inner == 1)
-            for (long o = 0; o < net.outer; ++o)
-                for (long d = from; d < to; d += L) {
-                    const V w = load(weights + d, to - d) + net.amplitude[o] * moved(o * net.directions + d, to - d);
-                    store(weights + d, w, to - d);
+        bool wrong = false;
+        for (long o = 0; o < net.outer; ++o) {
+            const double* amplitude = net.amplitude + o * I;
+            if (I == 1)
+                wrong |= moved<P>(log_p + o * W + from, rest + o * W + from, to - from,
+                                  [a = amplitude[0], w = weights + from](long i, auto left, V p) {
+                                      store(w + i, load(w + i, left) + a * p, left);
+                                  });
+            else
+                for (long d = from; d < to; ++d) {
+                    V w{};
+                    wrong |= moved<P>(log_p + (o * W + d) * I, rest + (o * W + d) * I, I,
+                                      [&w, amplitude](long i, auto left, V p) { w += load(amplitude + i, left) * p; });
+                    weights[d] += sum(w);
                 }
-        else
-            for (long d = from; d < to; ++d) {
-                V w{};
-                for (long o = 0; o < net.outer; ++o)
-                    for (long i = 0; i < net.inner; i += L)
-                        w += load(net.amplitude + o * net.inner + i, net.inner - i) *
-                             moved((o * net.directions + d) * net.inner + i, net.inner - i);
-                weights[d] = sum(w);
-            }
-        if (any(wrong)) std::fill(weights + from, weights + to, NAN);
+        }
+        if (wrong) std::fill(weights + from, weights + to, NAN);
     });
 }
 
@@ -156,51 +191,52 @@ void weigh(A* log_p, const A* rest, double* weights, const Network& net, long th
 
 // p = exp(log_p).
 template <class P, class A>
-void masses(const A* log_p, A* p, long n, long threads) {
-    shared(n, 1, threads, [&](long, long from, long to) {
-        for (long i = from; i < to; i += L) store(p + i, masses_of<P>(load(log_p + i, to - i)), to - i);
+void masses(const A* log_p, A* p, long n) {
+    M wrong{};
+    registers(n, [&](long i, auto left) {
+        const V a = load(log_p + i, left);
+        store(p + i, masses_of<P>(a), left);
+        wrong |= odd(a) | undefined(a);
     });
+    if (any(wrong)) mend(log_p, p, n);
 }
 
 // log_k = log_q - log_k; returns the sum of q log_k as it was.
 template <class A>
-double divide(const A* q, const A* log_q, A* log_k, long n, long threads) {
-    std::vector<double> found(shares(n, 1));
-    shared(n, 1, threads, [&](long s, long from, long to) {
-        V total{};
-        for (long i = from; i < to; i += L) {
-            const V k = load(log_k + i, to - i);
-            total += load(q + i, to - i) * k;
-            store(log_k + i, load(log_q + i, to - i) - k, to - i);
-        }
-        found[s] = sum(total);
+double divide(const A* q, const A* log_q, A* log_k, long n) {
+    V total{};
+    registers(n, [&](long i, auto left) {
+        const V k = load(log_k + i, left);
+        total += load(q + i, left) * k;
+        store(log_k + i, load(log_q + i, left) - k, left);
     });
-    double total = 0;
-    for (double f : found) total += f;
-    return total;
+    return sum(total);
 }
 
-// The sum of (sqrt(p_k+1) - sqrt(p_k))^2 along the middle axis of (before, n, after), as p + p' - 2 sqrt(p p').
+// The sum of (sqrt(p') - sqrt(p))^2, p' being `next` nodes further, as p + p' - 2 sqrt(p p').
 template <class A>
-double rises(const A* p, long before, long n, long after, long threads) {
-    const long all = before * n * after, line = n * after;
-    std::vector<double> found(shares(all, 1));
-    shared(all, 1, threads, [&](long s, long from, long to) {
-        V total{};
-        while (from < to) {
-            const long end = std::min(to, from / line * line + line - after);  // the last nodes have none above them
-            for (; from < end; from += L) {
-                const long left = end - from;
-                const V a = load(p + from, left), b = load(p + from + after, left);
-                total += a + b - 2.0 * root(a * b);
-            }
-            from = end < to ? (end + after) / line * line : to;
-        }
-        found[s] = sum(total);
+double rises(const A* p, long next, long n) {
+    V total{};
+    registers(n, [&](long i, auto left) {
+        const V a = load(p + i, left), b = load(p + i + next, left);
+        total += a + b - 2.0 * root(a * b);
     });
-    double total = 0;
-    for (double f : found) total += f;
-    return total;
+    return sum(total);
+}
+
+// Adds rows to `columns`, and writes their own sums.
+template <int ROWS, class A>
+void profiles(const A* p, long length, double* by_row, double* columns) {
+    V total[ROWS] = {};
+    registers(length, [&](long i, auto left) {
+        V sum = load(columns + i, left);
+        for (int r = 0; r < ROWS; ++r) {
+            const V x = load(p + r * length + i, left);
+            total[r] += x, sum += x;
+        }
+        store(columns + i, sum, left);
+    });
+    for (int r = 0; r < ROWS; ++r) by_row[r] = sum(total[r]);
 }
 
 // The sums of every row and of every column of (rows, length).
@@ -208,19 +244,11 @@ template <class A>
 void profiles(const A* p, long rows, long length, double* by_row, double* by_column, long threads) {
     const long blocks = std::min(64L, shares(rows, length));
     std::vector<double> found(blocks * length);
-    shared(blocks, SHARE, threads, [&](long, long from, long to) {
-        for (long b = from; b < to; ++b) {
-            double* columns = &found[b * length];
-            for (long r = rows * b / blocks; r < rows * (b + 1) / blocks; ++r) {
-                V total{};
-                for (long i = 0; i < length; i += L) {
-                    const V x = load(p + r * length + i, length - i);
-                    total += x;
-                    store(columns + i, load(columns + i, length - i) + x, length - i);
-                }
-                by_row[r] = sum(total);
-            }
-        }
+    shared(blocks, SHARE, threads, [&](long b, long, long) {
+        long r = rows * b / blocks;
+        const long end = rows * (b + 1) / blocks;
+        for (; r + 4 <= end; r += 4) profiles<4>(p + r * length, length, by_row + r, &found[b * length]);
+        for (; r < end; ++r) profiles<1>(p + r * length, length, by_row + r, &found[b * length]);
     });
     std::fill(by_column, by_column + length, 0.0);
     for (long b = 0; b < blocks; ++b)
@@ -242,29 +270,32 @@ struct Fit {
 };
 
 template <class P, class A>
+Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule by) {
+    V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), most = worst, least = worst;
+    M wrong{}, rare{};
+    registers(n, [&](long i, auto left) {
+        const V a = load(log_p + i, left, -INFINITY), k = load(log_k + i, left, -1000), old = load(d + i, left);
+        const V b = k + by.weight * old, ratio = a - b;
+        const V new_d = larger(by.least + by.eps * k, old + by.rate * ratio);  // NaN where that is
+        const V p = masses_of<P>(a), r = exp_of<P>(b), miss = p - r;
+        store(out + i, new_d, left), store(log_k + i, p, left);
+        wrong |= undefined(new_d) | (M)(larger(a, b) > 709);  // NaN, or no number in double
+        rare |= odd(a);
+        worst = larger(ratio, worst);
+        most = larger(left < L ? first(new_d, left) : new_d, most);
+        least = larger(left < L ? first(-new_d, left) : -new_d, least);
+        mass += p, reproduced += r, missed += larger(miss, -miss);
+    });
+    const bool lost = any(wrong);
+    if (lost || any(rare)) mend(log_p, log_k, n);
+    return {sum(mass), sum(reproduced), sum(missed), top(worst), top(most), -top(least), double(lost)};
+}
+
+template <class P, class A>
 Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule& by, long threads) {
     std::vector<Fit> found(shares(n, 1));
     shared(n, 1, threads, [&](long s, long from, long to) {
-        V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), top = worst, low = worst;
-        M undefined{};
-        for (long i = from; i < to; i += L) {
-            const long left = to - i;
-            const V a = load(log_p + i, left, -INFINITY), k = load(log_k + i, left, -1000), old = load(d + i, left);
-            const V b = k + by.weight * old, ratio = a - b;
-            const V moved = larger(by.least + by.eps * k, old + by.rate * ratio);  // NaN where that is
-            const V p = masses_of<P>(a), r = exp_of<P>(b), miss = p - r;
-            store(out + i, moved, left), store(log_k + i, p, left);
-            undefined |= (M)(moved != moved) | (M)(larger(a, b) > 709);  // NaN, or no number in double
-            worst = larger(ratio, worst);
-            top = larger(first(moved, left), top), low = larger(first(-moved, left), low);
-            mass += p, reproduced += r, missed += larger(miss, -miss);
-        }
-        Fit& f = found[s];
-        f.mass = sum(mass), f.reproduced = sum(reproduced), f.missed = sum(missed), f.undefined = any(undefined);
-        for (int l = 0; l < L; ++l) {
-            f.worst = std::max(f.worst, worst[l]), f.top = std::max(f.top, top[l]);
-            f.low = std::min(f.low, -low[l]);
-        }
+        found[s] = fit<P>(log_p + from, log_k + from, d + from, out + from, to - from, by);
     });
     Fit total;
     for (const Fit& f : found) {
@@ -301,21 +332,34 @@ extern "C" void bigjko_weigh(void* log_p, const void* rest, double* weights, con
 extern "C" void bigjko_masses(const void* log_p, void* p, long n, long single, long threads) {
     in_dtype(single, [&](auto precision, auto a) {
         using A = decltype(a);
-        masses<decltype(precision)>((const A*)log_p, (A*)p, n, threads);
+        shared(n, 1, threads, [=](long, long from, long to) {
+            masses<decltype(precision)>((const A*)log_p + from, (A*)p + from, to - from);
+        });
     });
 }
 
 extern "C" double bigjko_divide(const void* q, const void* log_q, void* log_k, long n, long single, long threads) {
     return in_dtype(single, [&](auto, auto a) {
         using A = decltype(a);
-        return divide((const A*)q, (const A*)log_q, (A*)log_k, n, threads);
+        return total(n, threads, [=](long from, long some) {
+            return divide((const A*)q + from, (const A*)log_q + from, (A*)log_k + from, some);
+        });
     });
 }
 
+// Along the middle axis of (before, n, after), whose last nodes have none above them.
 extern "C" double bigjko_rises(const void* p, long before, long n, long after, long single, long threads) {
+    const long line = n * after;
     return in_dtype(single, [&](auto, auto a) {
-        using A = decltype(a);
-        return rises((const A*)p, before, n, after, threads);
+        return total(before * line, threads, [=](long from, long some) {
+            double sum = 0;
+            for (const long to = from + some; from < to;) {
+                const long top = from / line * line + line - after, end = std::min(to, top);
+                if (from < end) sum += rises((const decltype(a)*)p + from, after, end - from);
+                from = end < to ? top + after : to;
+            }
+            return sum;
+        });
     });
 }
 
