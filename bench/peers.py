@@ -14,6 +14,7 @@ from bigjko.jko.problem import Room, StepProblem
 from bigjko.transport import Balanced
 from bigjko_kernels import GibbsKernel, Grid, SquaredEuclidean
 from bigjko_kernels.keops import LazyTensor
+from bigjko_kernels.pages import Pool
 
 D = torch.float64
 
@@ -142,7 +143,14 @@ def peyre(risk: bj.Risk, start: bj.GridMeasure, tau: float, epsilon: float) -> C
     q = start.masses
     transport = Balanced(_Unused(grid, epsilon, SquaredEuclidean()))
     problem = StepProblem(
-        transport, energy, DualBox(energy.loss, energy.targets), start.log_masses, q, torch.zeros_like(q), tau, Room(q)
+        transport,
+        energy,
+        DualBox(energy.loss, energy.targets),
+        start.log_masses,
+        q,
+        torch.zeros_like(q),
+        tau,
+        Room(q, Pool()),
     )
     axes = [f.nodes[:, 0] for f in grid.factors]
     matrices = [(-((x[:, None] - x[None]) ** 2) / (2 * epsilon)).exp() for x in axes]

@@ -215,6 +215,31 @@ def test_drifts_around_the_one_at_which_one_exponential_a_node_ends(nodes: int, 
     assert path.mended == 0
 
 
+AXES = {
+    "line": Line.uniform(0.0, 1.0, 130),
+    "uneven line": Line.at(torch.rand(130, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).cumsum(0)),
+    "circle": Circle.uniform(128),
+    "circle of no whole tiles": Circle.uniform(131),
+    "circle of few tiles": Circle.uniform(32),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("slope", [0.3, 1.0, 1.3, 1.4, 3.0, 3.5, 5.0, 8.0, 9.0, 10.0, 13.0, 18.0, 25.0])
+@pytest.mark.parametrize("name", AXES)
+def test_slopes_tell_which_tiles_matter(name: str, slope: float, dtype: torch.dtype) -> None:
+    """Up, down, both in turn, and a ramp that falls off at once, on lines of their own and side by side."""
+    axis = on_axis(AXES[name].to(dtype=dtype))
+    x = torch.arange(axis.n, dtype=torch.float64)
+    waves = [(x % 50 - 25).abs(), x.minimum(axis.n - x), x, -x, torch.zeros_like(x), x % 40, -(x % 40)]
+    noise = 0.1 * torch.rand(2, axis.n, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    mixed = slope * torch.stack([waves[k % 7] for k in range(16)], dim=1)
+    for wave in (mixed, *(slope * wave[:, None] for wave in waves)):
+        b = (wave + noise).to(dtype)
+        expected = expected_of(axis, b.double())
+        assert_close(applied(axis, b), expected, log_tolerance(expected, dtype))
+
+
 @given(seed=st.integers(0, 10**6), n=st.integers(60, 200))
 def test_calm_and_steep_lines_may_meet_in_one_array(seed: int, n: int) -> None:
     generator = torch.Generator().manual_seed(seed)

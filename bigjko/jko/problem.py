@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels.pages import empty_like
+from bigjko_kernels.pages import Pool
 
 from ..energy import Composite
 from ..status import Status
@@ -22,8 +22,8 @@ class Room:
         log_p: of the evaluation made last, and at the end the solution's.
     """
 
-    def __init__(self, like: Float[Tensor, "*grid"]) -> None:
-        self.work, self.log_p = empty_like(like), empty_like(like)
+    def __init__(self, like: Float[Tensor, "*grid"], pool: Pool) -> None:
+        self.work, self.log_p = pool.empty_like(like), pool.empty_like(like)
 
 
 @dataclass(frozen=True, eq=False)

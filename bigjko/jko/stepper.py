@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel, Grid, geodesic, gibbs
-from bigjko_kernels.pages import empty_like
+from bigjko_kernels.pages import Pool
 
 from ..energy import Composite, Energy, restricted
 from ..errors import BoundaryMassWarning, NarrowMeasureWarning, StepError
@@ -138,6 +138,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         object.__setattr__(self, "transport", Balanced(kernel) if neurons is None else neurons.transport(kernel))
 
     _last: list[Stage] = field(default_factory=list, init=False, repr=False)
+    _pool: Pool = field(default_factory=Pool, init=False, repr=False)
     composite: Composite = field(init=False, repr=False)
     transport: Transport = field(init=False, repr=False)
 
@@ -251,7 +252,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
         box = DualBox(energy.loss, energy.targets.cpu())
         z = foreseen(box, state.z.cpu(), curvature.cpu()) if state.z.numel() else state.z
-        evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q), empty_like(log_q)
+        evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)

@@ -1,15 +1,18 @@
-"""New arrays on large pages."""
+"""New arrays on large pages, and arrays that are used again: new pages cost more than most passes over them."""
 
 import ctypes
 import functools
 import mmap
 import sys
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _LARGE = 1 << 22
+_SMALL = 1 << 20
+_KEPT = 3  # what a step asks for while the last one's are still held
 
 
 @functools.cache
@@ -37,3 +40,36 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 def empty_like(x: Tensor) -> Tensor:
     """An array of x's shape, dtype and device."""
     return empty(tuple(x.shape), x.dtype, x.device)
+
+
+def _returned(idle: list[Tensor], memory: Tensor) -> None:
+    if len(idle) < _KEPT:
+        idle.append(memory)
+
+
+class Pool:
+    """Arrays on the CPU whose memory is used again as soon as nobody holds them; it goes with the pool.
+
+    It keeps a few, of one size: an array that none of them fits lets them go.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[Tensor] = []
+
+    def __reduce__(self) -> tuple[type["Pool"], tuple[()]]:
+        return Pool, ()  # a copy begins without any
+
+    def empty_like(self, x: Tensor) -> Tensor:
+        """An array of x's shape, dtype and device."""
+        if x.device.type != "cpu" or x.numel() * x.element_size() < _SMALL:
+            return empty_like(x)
+        memory: Tensor | None = None
+        while memory is None and self._idle:
+            memory = self._idle.pop()  # at once: another thread may share the pool
+            if memory.dtype != x.dtype or memory.numel() != x.numel():
+                memory = None
+        if memory is None:
+            memory = empty((x.numel(),), x.dtype, x.device)
+        lease = memory.numpy()  # an object of its own, which lives as long as the tensors on it
+        weakref.finalize(lease, _returned, self._idle, memory).atexit = False
+        return torch.from_numpy(lease).view(x.shape)
