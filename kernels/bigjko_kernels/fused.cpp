@@ -36,7 +36,7 @@
 namespace {
 
 constexpr int SUMS = L == 8 ? 8 : L / 2;  // rows of outputs whose sums fit the registers
-constexpr int T = 8, W = 16, GROUP = 8, HELD = 16;  // nodes a tile, lines at a time, tiles a group, tiles of e
+constexpr int T = 8, W = 16, GROUP = 8, HELD = 8;  // nodes a tile, lines at a time, tiles a group, tiles of e
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
 constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92;  // -c_ik/eps: largest, smallest, smallest where i = k
 constexpr int Q = 96, Q_LANES = 160, BLOCK = 192;
@@ -45,6 +45,7 @@ constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
 constexpr double SPREAD = 640, SPREAD_LANES = 60;  // exp(-SPREAD) > TINY, and far above what floats lose
+constexpr double LEAST_LANES = 80;                 // exp(-80) to exp(80), 64 times over, are floats
 
 template <class X>
 struct Aligned {  // no vector across two lines of the cache
@@ -75,6 +76,7 @@ ON(operator+(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] += b.v[h];
 ON(operator-(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] -= b.v[h]; return a; }
 ON(operator*(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] *= b.v[h]; return a; }
 ON(larger(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = larger(a.v[h], b.v[h]); return a; }
+ON(smaller(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = smaller(a.v[h], b.v[h]); return a; }
 template <class X, int N> inline unsigned reaches(const Vector<X, N>& a, const Vector<X, N>& b) {  // a >= b, a bit each
     unsigned bits = 0;
     FOR_ALL bits |= reaches(a.v[h], b.v[h]) << h * Vector<X, N>::EACH;
@@ -90,11 +92,15 @@ inline Floats narrow(const Row& a) {
     return x;
 }
 
-template <int N>
-inline double most(const Vector<double, N>& a) {
-    double m = a.v[0][0];
-    for (int q = 1; q < N; ++q) m = std::max(m, a.v[q / L][q % L]);
+inline double most(V a) {
+    double m = a[0];
+    for (int l = 1; l < L; ++l) m = std::max(m, a[l]);
     return m;
+}
+inline double most(const Nodes& a) {
+    V m = a.v[0];
+    for (const V& u : a.v) m = larger(m, u);
+    return most(m);
 }
 
 template <class P, int N>
@@ -154,26 +160,33 @@ struct Columns {
     void tops(const Axis& a) {
         good = ALL;
         std::fill(held, held + HELD, -1);
-        Row lowest(-INFINITY), last(&x[a.around ? (a.n - 1) * W : 0]);
+        Row nothing(0.0), last(&x[a.around ? (a.n - 1) * W : 0]);
         steepest[0] = steepest[1] = -INFINITY;
         for (long j = 0; j < a.tiles; ++j) {
-            Row m(-INFINITY), f(m), up(m), down(m);
-            for (long k = j * T; k < std::min(a.n, (j + 1) * T); ++k) {
-                const Row r(&x[k * W]);
-                m = larger(m, r);
-                f = larger(f, Row(0.0) - r);
-                up = larger(r - last, up), down = larger(last - r, down), last = r;
-                good &= reaches(Row(DBL_MAX), r);
+            const double* tile = &x[j * T * W];
+            const long some = std::min(long(T), a.n - j * T);
+            V up = all(-INFINITY), down = all(INFINITY);
+            Row m, low;
+            for (int h = 0; h < Row::COUNT; ++h) {  // so that all stays in registers
+                V most = all(-INFINITY), least = all(INFINITY), before = last.v[h], none = nothing.v[h];
+                for (long k = 0; k < some; ++k) {
+                    const V r = *(const V*)(tile + k * W + h * L), d = r - before;
+                    most = larger(most, r), least = smaller(least, r);
+                    up = larger(up, d), down = smaller(down, d);
+                    none += r * 0.0, before = r;  // NaN for what is no number
+                }
+                m.v[h] = most, low.v[h] = least, last.v[h] = before, nothing.v[h] = none;
             }
             m.store(&top[j * W]);
-            f.store(&fall[j * W]);
+            (Row(0.0) - low).store(&fall[j * W]);
             double* g = &group_top[j / GROUP * W];
             (j % GROUP ? larger(Row(g), m) : m).store(g);
-            lowest = larger(f, lowest);
-            rise[0][j] = most(down), rise[1][j] = most(up);
+            rise[0][j] = most(-down), rise[1][j] = most(up);
             for (int side = 0; side < 2; ++side) steepest[side] = std::max(steepest[side], rise[side][j]);
         }
-        if (good != ALL || reaches(Row(DBL_MAX), lowest) != ALL) steepest[0] = INFINITY;
+        if (reaches(nothing, Row(0.0)) == ALL) return;
+        steepest[0] = INFINITY;
+        for (long k = 0; k < a.n; ++k) good &= reaches(Row(DBL_MAX), Row(&x[k * W]));
     }
 
     template <class P, class X>
@@ -200,13 +213,15 @@ struct Work {  // one thread's
     std::vector<int> tile;
     std::vector<const double*> block, term;
     const double margin;
-    double slope[BAND + 1], cap[BAND + 1];  // see gentle
+    double slope[BAND + 1], cap[BAND + 1], flush = INFINITY;  // see gentle
     bool missing = false, wrong = false;
 
     explicit Work(const Axis& axis)
         : a(axis), t(a.tiles * T * W), t_top(a.tiles * W), factor(a.tiles * T * T), from(a.tiles), to(a.tiles),
           tile(a.tiles), block(a.tiles), term(a.tiles), margin(P::margin + std::log(double(a.n))) {
         begin();
+        for (long r = 1; r <= (a.around ? a.n / 2 : a.n - 1); ++r)
+            if (a.apart[r] < -LEAST_LANES) flush = std::min(flush, (-margin - a.apart[r]) / r);
         for (long k = 0; k <= BAND; ++k) {
             slope[k] = INFINITY, cap[k] = -INFINITY;
             for (long r = 1; r <= (a.around ? a.n / 2 : a.n - 1); ++r) {
@@ -223,7 +238,7 @@ struct Work {  // one thread's
     }
 
     // The outputs of tile I on the lines of mask. Returns the lines whose sums may lack terms, unless it marked them.
-    unsigned outputs(Columns& b, long i, unsigned mask, bool mark) {
+    [[gnu::noinline]] unsigned outputs(Columns& b, long i, unsigned mask, bool mark) {
         const double *near = a.near + i * a.tiles, *gn = a.group_near + i * a.groups, *gf = a.group_far + i * a.groups;
         int32_t* where = a.where + i * a.tiles;
         double* y = b.y.data();
@@ -369,20 +384,25 @@ struct Work {  // one thread's
         for (int k = 0; k < T * W; k += W) (Vector<X, W>(e + k) * g).store(to + k);
     }
 
-    template <class X>  // doubles, or floats
-    void products(int kept, Vector<X, W>* sums) {
+    template <class X>  // doubles, or floats; by: what the lines of some of the tiles are still to be multiplied by
+    void products(int kept, Vector<X, W>* sums, const Vector<X, W>* by = nullptr, int but = -1) {
         constexpr int SOME = SUMS * sizeof(double) / sizeof(X) < T ? SUMS * sizeof(double) / sizeof(X) : T;
         for (int first = 0; first < T; first += SOME) {
             Vector<X, W> sum[SOME];
             for (auto& r : sum) r = Vector<X, W>(X(0));
             for (int m = 0; m < kept; ++m) {
                 const X *r = (const X*)block[m] + first, *e = (const X*)term[m];
-                for (int k = 0; k < T; ++k) {
-                    const Vector<X, W> e_k(e + k * W);
+                auto add = [&](auto scaled) {
+                    for (int k = 0; k < T; ++k) {
+                        Vector<X, W> e_k(e + k * W);
+                        if constexpr (scaled) e_k = e_k * by[m];
 #pragma GCC unroll 8
-                    for (int q = 0; q < SOME; ++q)
-                        for (int h = 0; h < Vector<X, W>::COUNT; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
-                }
+                        for (int q = 0; q < SOME; ++q)
+                            for (int h = 0; h < Vector<X, W>::COUNT; ++h) sum[q].v[h] += r[k * T + q] * e_k.v[h];
+                    }
+                };
+                if (by && m != but) add(std::true_type());
+                else add(std::false_type());
             }
             for (int q = 0; q < SOME; ++q) sums[first + q] = sum[q];
         }
@@ -404,24 +424,26 @@ struct Work {  // one thread's
     Gentle gentle(const Columns& b, long i) const {
         if (!(std::max(b.steepest[0], b.steepest[1]) <= slope[BAND])) return {0, 0, 0};
         long reach[2];
-        double most = 0;
+        double most = 0, steep = 0;
         for (int side = 0; side < 2; ++side) {
             const double* rise = b.rise[side].data();
             double r = rise[i];
             for (long k = 1; k <= BAND; ++k) r = std::max(r, rise[neighbour(side ? i + k : i - k)]);
             reach[side] = r <= slope[1] ? 1 : BAND;
+            steep = std::max(steep, r);
             for (long k = 1; k <= reach[side]; ++k) most = std::max(most, k * T * r + cap[k]);
         }
-        const double spread = most + T * std::max({b.rise[0][i], b.rise[1][i], 0.0});
-        const bool lanes = std::is_same_v<P, Single> && spread <= SPREAD_LANES;
-        return {reach[0], reach[1], lanes ? 4 : spread <= SPREAD ? 8 : 0};
+        const double depth = T * std::max({b.rise[0][i], b.rise[1][i], 0.0});
+        const bool lanes = std::is_same_v<P, Single> && steep <= flush && depth <= 60 && most <= LEAST_LANES;
+        return {reach[0], reach[1], lanes ? 4 : most + depth <= SPREAD ? 8 : 0};
     }
     long neighbour(long j) const { return a.around ? (j + a.tiles) % a.tiles : std::clamp(j, 0L, a.tiles - 1); }
 
     template <class X>
     void gentle_outputs(Columns& b, long i, const Gentle& from) {
         const Row s(&b.top[i * W]);
-        int count = 0;
+        Vector<X, W> by[2 * BAND + 1];
+        int count = 0, own = 0;
         for (long k = i - from.first; k <= i + from.last; ++k) {
             const long j = neighbour(k);
             if (!a.around && j != k) continue;
@@ -429,16 +451,21 @@ struct Work {  // one thread's
             const X* e = b.calm<P, X>(j);
             block[count] = k_ij + (sizeof(X) == 4 ? Q_LANES : Q);
             term[count] = (const double*)e;
-            if (j != i) {
+            if (j == i) {
+                own = count;
+            } else {
                 const Row g = exp_of<P>((Row(&b.top[j * W]) - s) + k_ij[NEAR]);
-                term[count] = &t[count * T * W];
-                if constexpr (sizeof(X) == 4) scale(e, narrow(g), count);
-                else scale(e, g, count);
+                if constexpr (sizeof(X) == 4) {
+                    by[count] = narrow(g);
+                } else {
+                    term[count] = &t[count * T * W];  // in place: products take these terms four times
+                    scale(e, g, count);
+                }
             }
             ++count;
         }
         Vector<X, W> found[T];
-        products(count, found);
+        products(count, found, sizeof(X) == 4 ? by : nullptr, own);
         for (int q = 0; q < T; ++q) {
             Row out;
             if constexpr (sizeof(X) == 4) out = log_of(found[q]);
@@ -510,18 +537,19 @@ long wide(long n, long before, long after) {
     return after < W ? W : W * std::max(1L, std::min({4L, 4096 / n, before * after / (TURNS * W)}));
 }
 
-struct Shared {
-    std::atomic<long> next{0}, missing{0}, wrong{0};
-};
-
 template <class P, class A, class B>
-void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* done, Shared& shared) {
-    Work<P> w(a);
-    const long count = before * after, width = wide(a.n, before, after);
-    std::vector<Columns> columns(width / W, Columns(a));
+struct Turns {  // one thread's, of values of shape (before, n, after)
+    const Axis& a;
+    const long after, count, width, all;
+    Work<P> w;
+    std::vector<Columns> columns;
     std::vector<long> line;
-    for (long turn; (turn = shared.next++) * width < count;) {
-        if (done[turn]) continue;
+
+    Turns(const Axis& axis, long before, long after)
+        : a(axis), after(after), count(before * after), width(wide(a.n, before, after)),
+          all((count + width - 1) / width), w(a), columns(width / W, Columns(a)) {}
+
+    [[gnu::flatten]] bool done(const A* in, B* out, long turn) {  // or whether it lacks blocks
         w.begin();
         line.resize(std::min(width, (count - turn * width + W - 1) / W * W));
         for (size_t l = 0; l < line.size(); ++l) {
@@ -543,19 +571,54 @@ void run(const Axis& a, const A* in, B* out, long before, long after, uint8_t* d
             for (long c = 0; c < some && !w.missing; ++c)
                 rows(out, (const double*)columns[c].y.data(), &line[c * W], j, end, after);
         });
-        done[turn] = !w.missing;
-        shared.missing += std::exchange(w.missing, false);
+        return !std::exchange(w.missing, false);
     }
-    shared.wrong += w.wrong;
-}
+
+    bool done(const A* in, B* out) {  // all turns, without a mark
+        bool well = true;
+        for (long turn = 0; turn < all; ++turn) well &= done(in, out, turn);
+        return well & !std::exchange(w.wrong, false);
+    }
+};
 
 template <class P, class A, class B>
 void spread(const Axis* a, const void* in, void* out, long before, long after, uint8_t* done, long threads,
             long* result) {
-    Shared shared;
-    auto work = [&] { run<P>(*a, (const A*)in, (B*)out, before, after, done, shared); };
+    std::atomic<long> next{0}, missing{0}, wrong{0};
+    auto work = [&] {
+        Turns<P, A, B> t(*a, before, after);
+        for (long turn; (turn = next++) < t.all;)
+            if (!done[turn]) missing += !(done[turn] = t.done((const A*)in, (B*)out, turn));
+        wrong += t.w.wrong;
+    };
     on_threads(std::min(threads, before * after / wide(a->n, before, after)), work);
-    result[0] = shared.missing, result[1] = shared.wrong;
+    result[0] = missing, result[1] = wrong;
+}
+
+struct Among {  // an axis among those of a slab
+    Axis axis;
+    long before, after;
+};
+
+template <class P, class A>
+void slabs(const Among* axes, long some, const void* in, double* out, long size, long count, uint8_t* done,
+           long threads) {
+    std::atomic<long> next{0};
+    auto work = [&] {
+        Doubles spare(size);
+        Turns<P, A, double> first(axes[0].axis, axes[0].before, axes[0].after);
+        std::vector<Turns<P, double, double>> others;
+        others.reserve(some - 1);
+        for (long k = 1; k < some; ++k) others.emplace_back(axes[k].axis, axes[k].before, axes[k].after);
+        for (long s; (s = next++) < count;) {
+            double *to = out + s * size, *from = spare.data();  // back and forth, so that the last writes into out
+            if (some % 2 == 0) std::swap(to, from);
+            bool well = first.done((const A*)in + s * size, to);
+            for (auto& t : others) std::swap(to, from), well &= t.done(from, to);
+            done[s] = well;
+        }
+    };
+    on_threads(std::min(threads, count), work);
 }
 
 }  // namespace
@@ -568,4 +631,12 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
              : in32  ? (out32 ? spread<Single, float, float> : spread<Single, float, double>)
                      : (out32 ? spread<Single, double, float> : spread<Single, double, double>);
     f(a, in, out, before, after, done, threads, result);
+}
+
+// Several axes, one after the other, slab by slab in the cache. done: one byte a slab, 0 where it lacks blocks or has
+// marks, and is to be done again axis by axis.
+extern "C" void bigjko_slabs(const Among* axes, long some, const void* in, long in32, double* out, long single,
+                             long size, long count, uint8_t* done, long threads) {
+    auto f = !single ? slabs<Double, double> : in32 ? slabs<Single, float> : slabs<Single, double>;
+    f(axes, some, in, out, size, count, done, threads);
 }

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,9 +32,13 @@ class _Tables(ctypes.Structure):
     ]
 
 
+class _Among(ctypes.Structure):
+    _fields_ = [("axis", _Tables), ("before", ctypes.c_long), ("after", ctypes.c_long)]
+
+
 @functools.cache
 def load(march: str = "native") -> Any:
-    """The compiled function, or None where it cannot be had."""
+    """The compiled functions, or None where they cannot be had."""
     library = compiler.load("fused.cpp", march)
     if library is None:
         return None
@@ -42,7 +47,9 @@ def load(march: str = "native") -> Any:
     kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
     lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
     lines.restype = None
-    return lines
+    library.bigjko_slabs.argtypes = (place, number, place, number, place, number, number, number, place, number)
+    library.bigjko_slabs.restype = None
+    return library
 
 
 class FusedAxis:
@@ -121,6 +128,11 @@ class FusedAxis:
         self.blocks = torch.cat([self.blocks, new])
         self.where[pairs[:, 0], pairs[:, 1]] = torch.arange(size, size + pairs.shape[0], dtype=torch.int32)
 
+    def _tables(self, last: bool) -> _Tables:
+        tables = (self.near, self.apart, self.group_near, self.group_far, self.where, self.blocks)
+        sizes = (self.n, self.tiles, self.group_near.shape[1], self.around)
+        return _Tables(*sizes, *(t.data_ptr() for t in tables), last)
+
     def __call__(self, b: Tensor, out: Tensor) -> None:
         """The sums, into another contiguous array; both in float64 or float32, in between all is float64."""
         with _lock:
@@ -133,11 +145,9 @@ class FusedAxis:
         result = (ctypes.c_long * 2)(1, 0)
         wrong, last, restarted = False, False, False
         while result[0]:
-            tables = (self.near, self.apart, self.group_near, self.group_far, self.where, self.blocks)
-            sizes = (self.n, self.tiles, self.group_near.shape[1], self.around)
-            axis = _Tables(*sizes, *(t.data_ptr() for t in tables), last)
+            axis = self._tables(last)
             values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), out.dtype == torch.float32)
-            load()(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
+            load().bigjko_lines(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
             wrong |= bool(result[1])
             if result[0]:
                 wanted = (self.where == _WANTED).nonzero()
@@ -159,3 +169,29 @@ class FusedAxis:
             a, i, c = (index[start : start + step] for index in (lead, node, trail))
             log_k = self._log_k(self.nodes[i][:, None], self.nodes[None])
             out[a, i, c] = torch.logsumexp(log_k + b[a, :, c].double(), dim=1).to(out.dtype)
+
+
+def in_cache(axes: Sequence[FusedAxis], shape: Sequence[int], places: Sequence[int], b: Tensor, out: Tensor) -> Tensor:
+    """Several axes in turn, on slabs (count, size) of a shape, each in the cache until it is done.
+
+    Args:
+        axes: the last first.
+        shape: of a slab.
+        places: which of its axes they are.
+        out: float64.
+
+    Returns:
+        (count,) which slabs are done; the others are to be done axis by axis.
+    """
+    done = torch.zeros(b.shape[0], dtype=torch.uint8)
+    with _lock:
+        among = (_Among * len(axes))(
+            *(
+                _Among(axis._tables(last=False), math.prod(shape[:k]), math.prod(shape[k + 1 :]))
+                for axis, k in zip(axes, places, strict=True)
+            )
+        )
+        sizes = (b.shape[1], b.shape[0], done.data_ptr(), torch.get_num_threads())
+        single = b.dtype == torch.float32
+        load().bigjko_slabs(among, len(axes), b.data_ptr(), single, out.data_ptr(), axes[0].single, *sizes)
+    return done.bool()

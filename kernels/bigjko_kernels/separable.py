@@ -15,6 +15,7 @@ The exponentials are N (1 + 3/16) an axis instead of N n, the rest is BLAS in fl
 
 import math
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from .costs import Cost, geodesic
 from .errors import KernelError
 from .factors import Circle, Factor
-from .fused import FusedAxis
+from .fused import FusedAxis, in_cache
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 from .pages import empty
@@ -32,6 +33,8 @@ _WIDEST = 17  # tiles in a window, or more while its table is no larger than one
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
 _CHUNK = 1 << 20  # elements of a temporary
+_CACHED = 1 << 16  # nodes of a slab whose axes are done in turn before the next: two arrays of 512 KiB
+_SHARED = 8  # slabs, at least, for threads to share
 _lock = threading.Lock()  # windows and the array in between are written: not by two threads at once
 _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs more than a wider window
 
@@ -95,6 +98,7 @@ class Separable(GibbsKernel):
         if self._between is None:
             self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
         rows, between = b.reshape(-1, shape[2]), self._between
+        rows, between = self._left(rows, between, b.shape[lead + 1 :], [(k - lead - 1, axis) for k, axis in rest])
         step = max(1, _CHUNK // shape[2])
         spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
         for start in range(0, rows.shape[0], step):
@@ -106,8 +110,22 @@ class Separable(GibbsKernel):
                 end = ends[left % 2]
                 axis(slab.reshape(lines), end.view(lines))
                 slab = end
-        first(between.view(shape), out.view(shape))
+        first(self._between.view(shape), out.view(shape))
         return out
+
+    def _left(
+        self, rows: Tensor, between: Tensor, shape: Sequence[int], rest: "list[tuple[int, FusedAxis | TorchAxis]]"
+    ) -> tuple[Tensor, Tensor]:
+        """What is left to do axis by axis after all slabs were tried that fit the cache."""
+        fused = [(k, axis) for k, axis in rest if isinstance(axis, FusedAxis)]
+        small = rows.shape[1] <= _CACHED and rows.shape[0] >= _SHARED
+        if len(rest) < 2 or len(fused) < len(rest) or not small:
+            return rows, between
+        last_first = fused[::-1]
+        done = in_cache([axis for _, axis in last_first], shape, [k for k, _ in last_first], rows, between)
+        left = (~done).nonzero()[:, 0].tolist()
+        part = slice(left[0], left[-1] + 1) if left else slice(0)
+        return rows[part], between[part]
 
 
 class TorchAxis:

@@ -58,15 +58,18 @@ inline VF larger(VF a, VF b) { return a > b ? a : b; }
 #endif
 
 inline V all(double x) { return V{} + x; }
-// larger: b where either is NaN.
+// larger, smaller: b where either is NaN.
 #if defined(__AVX512DQ__)
 inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline V smaller(V a, V b) { return (V)_mm512_min_pd((__m512d)a, (__m512d)b); }
 inline unsigned reaches(V a, V b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ); }
 #elif defined(__AVX2__)
 inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
+inline V smaller(V a, V b) { return (V)_mm256_min_pd((__m256d)a, (__m256d)b); }
 inline unsigned reaches(V a, V b) { return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GE_OQ)); }
 #else
 inline V larger(V a, V b) { return a > b ? a : b; }
+inline V smaller(V a, V b) { return a < b ? a : b; }
 inline unsigned reaches(V a, V b) { return (a[0] >= b[0]) | (a[1] >= b[1]) << 1; }
 #endif
 
