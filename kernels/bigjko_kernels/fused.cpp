@@ -16,6 +16,8 @@
 // However steep b is, the terms that make out_i are within a few hundred of s + a_i, so that a drift of 100 nodes costs
 // what one of 40 does. Q, R, a and c_r come in blocks, one a pair (I, J), made by the caller when first wanted.
 //
+// Where b rises little from node to node that is known from its slopes alone, with the largest b_k of I for s (gentle).
+//
 // A tile is left out only where a bound says that all of it is below exp(-margin)/n of every output of I: by its
 // largest b (or that of 8 tiles, a group) and the smallest cost; then, where known, by its largest b_k - c_rk/eps.
 // Where a sum may have lost terms to underflow, each line is done again by itself; what still may have is marked +inf,
@@ -85,6 +87,10 @@ template <class X, int N> inline unsigned reaches(const Vector<X, N>& a, const V
 using Row = Vector<double, W>;
 using Floats = Vector<float, W>;
 using Nodes = Vector<double, T>;
+
+inline Floats narrow(const Row& a);
+inline void put(const Row& a, double* p) { a.store(p); }
+inline void put(const Row& a, float* p) { narrow(a).store(p); }
 
 inline Floats narrow(const Row& a) {
     Floats x;
@@ -213,7 +219,9 @@ struct Work {  // one thread's
     std::vector<int> tile;
     std::vector<const double*> block, term;
     const double margin;
-    double slope[BAND + 1], cap[BAND + 1], flush = INFINITY;  // see gentle
+    // See gentle: the steepest slope at which no tile further off matters, and no term that floats would lose; the
+    // largest -c/eps between tiles so far apart.
+    double slope[BAND + 1], flush = INFINITY, cap[BAND + 1];
     bool missing = false, wrong = false;
 
     explicit Work(const Axis& axis)
@@ -434,13 +442,13 @@ struct Work {  // one thread's
             for (long k = 1; k <= reach[side]; ++k) most = std::max(most, k * T * r + cap[k]);
         }
         const double depth = T * std::max({b.rise[0][i], b.rise[1][i], 0.0});
-        const bool lanes = std::is_same_v<P, Single> && steep <= flush && depth <= 60 && most <= LEAST_LANES;
+        const bool lanes = std::is_same_v<P, Single> && steep <= flush && depth <= SPREAD_LANES && most <= LEAST_LANES;
         return {reach[0], reach[1], lanes ? 4 : most + depth <= SPREAD ? 8 : 0};
     }
     long neighbour(long j) const { return a.around ? (j + a.tiles) % a.tiles : std::clamp(j, 0L, a.tiles - 1); }
 
-    template <class X>
-    void gentle_outputs(Columns& b, long i, const Gentle& from) {
+    template <class X, class B>
+    void gentle_outputs(Columns& b, long i, const Gentle& from, B* to, long stride) {
         const Row s(&b.top[i * W]);
         Vector<X, W> by[2 * BAND + 1];
         int count = 0, own = 0;
@@ -471,17 +479,26 @@ struct Work {  // one thread's
             if constexpr (sizeof(X) == 4) out = log_of(found[q]);
             else
                 for (int h = 0; h < Row::COUNT; ++h) out.v[h] = log_of<P>(found[q].v[h]);
-            (s + out).store(&b.y[q * W]);
+            put(s + out, to + q * stride);
         }
     }
 
-    void lines(Columns& b, long i) {
-        const Gentle from = gentle(b, i);
-        if (from.bytes) return from.bytes == 4 ? gentle_outputs<float>(b, i, from) : gentle_outputs<double>(b, i, from);
+    // The outputs of tile I into y, or into rows that lie `stride` apart, if any; whether into those.
+    template <class B>
+    bool lines(Columns& b, long i, B* to, long stride) {
+        if (const Gentle from = gentle(b, i); from.bytes) {
+            auto fill = [&](auto* rows, long apart) {
+                from.bytes == 4 ? gentle_outputs<float>(b, i, from, rows, apart)
+                                : gentle_outputs<double>(b, i, from, rows, apart);
+            };
+            to ? fill(to, stride) : fill(b.y.data(), W);
+            return to;
+        }
         const unsigned torn = outputs(b, i, b.good, false);
         for (int l = 0; l < W && !missing; ++l)
             if (torn >> l & 1) outputs(b, i, 1u << l, true);
         if (b.good != ALL) fill(b.y.data(), ALL & ~b.good, NAN);
+        return false;
     }
 };
 
@@ -567,9 +584,14 @@ struct Turns {  // one thread's, of values of shape (before, n, after)
             if (after < W && (turn + 2) * width <= count)
                 for (long k = next; k < next + T * W; k += 64 / sizeof(A))
                     __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
-            for (long c = 0; c < some; ++c) w.lines(columns[c], j / T);
+            bool kept[4];
+            for (long c = 0; c < some; ++c) {
+                const long* at = &line[c * W];
+                const bool together = at[W - 1] - at[0] == W - 1 && end - j == T;
+                kept[c] = !w.lines(columns[c], j / T, together ? out + at[0] + j * after : nullptr, after);
+            }
             for (long c = 0; c < some && !w.missing; ++c)
-                rows(out, (const double*)columns[c].y.data(), &line[c * W], j, end, after);
+                if (kept[c]) rows(out, (const double*)columns[c].y.data(), &line[c * W], j, end, after);
         });
         return !std::exchange(w.missing, false);
     }
