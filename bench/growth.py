@@ -121,6 +121,7 @@ def steps_in_n(setup: Setup, shape: tuple[int, ...], data: tuple[int, ...]) -> T
 
 
 WHOLE, CUT = "2% of the nodes hold all but 1e-15 of the mass, idle=0: all nodes", "the same measure, on its box"
+NEXT = "the step after that, which need not look for the box"
 
 
 _REACH = {
@@ -137,20 +138,27 @@ def concentrated(setup: Setup, shape: tuple[int, ...]) -> Table:
     cases = {
         WHOLE: (gaussian, 0.0),
         CUT: (gaussian, 1e-15),
+        NEXT: (gaussian, 1e-15),
         "a ball of 2% of the nodes, sharp, which the step widens by 8 nodes": (lambda: ball(grid, 0.02), 1e-15),
         "mass on every node": (lambda: bj.GridMeasure.gaussian(grid, mean=0.1, std=1.5), 1e-15),
     }
 
-    def build(start: Callable[[], bj.GridMeasure], idle: float) -> Callable[[], Run]:
+    def build(start: Callable[[], bj.GridMeasure], idle: float, before: int) -> Callable[[], Run]:
         def run() -> Run:
             jko = bj.JKO(problem, grid, tau=2 * grid.spacing, idle=idle)
             measure = start()
             state = jko.init(measure)
+            for _ in range(before):
+                step = jko.step(measure, state, jko.tau)
+                measure, state = step.measure, step.state
             return lambda: jko.step(measure, state, jko.tau)
 
         return run
 
-    contenders = [Contender(name, build(*case), note=_applications, ours=True) for name, case in cases.items()]
+    contenders = [
+        Contender(name, build(*case, before=name == NEXT), note=_applications, ours=True)
+        for name, case in cases.items()
+    ]
     where = f"{shape[0]}^{len(shape)}"
     title = f"Debiased JKO step against the share of nodes with mass, {where}, n = 16, float64, tau = 2 h"
     table = measure(setup, title, WHOLE, contenders, array=8 * grid.size)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bigjko_kernels import LOG_ZERO, Circle, Factor, Grid, Line, Separable, SquaredArc, SquaredEuclidean, fused
-from bigjko_kernels.fused import FusedAxis
+from bigjko_kernels import (
+    LOG_ZERO,
+    Circle,
+    Factor,
+    Grid,
+    Line,
+    Separable,
+    SquaredArc,
+    SquaredEuclidean,
+    fused,
+    separable,
+)
+from bigjko_kernels.fused import FusedAxis, in_cache
 from bigjko_kernels.separable import TorchAxis
 
 from .registry import GRIDS, INPUTS, log_tolerance
@@ -213,6 +225,37 @@ def test_drifts_around_the_one_at_which_one_exponential_a_node_ends(nodes: int, 
     expected = expected_of(axis, b[None])
     assert_close(applied(axis, b[None]), expected, log_tolerance(expected, torch.float64))
     assert path.mended == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(9, 21, 21), (12, 10, 40), (8, 9, 10, 11), (30, 1, 20, 17)], ids=str)
+def test_axes_done_in_the_cache_are_those_done_one_by_one(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smooth slabs, empty ones, and some with spikes, which lack blocks or have marks; also those of no memory."""
+    grid = Grid.uniform([0.0] * len(shape), [1.0] * len(shape), shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(sum(shape))
+    b = torch.randn(shape, dtype=torch.float64, generator=generator)
+    b[1], b[3] = LOG_ZERO, 1e5 * b[3]
+    b[5:7].masked_fill_(torch.rand(b[5:7].shape, generator=generator) < 0.9, LOG_ZERO)
+    b = b.to(dtype)
+    kernel, tried = Separable(grid, 0.75 * grid.spacing**2), list[Tensor]()
+
+    def counted(*arguments: Any) -> Tensor:
+        tried.append(in_cache(*arguments))
+        return tried[-1]
+
+    for values in (b, b.new_zeros(1).expand(shape), b):
+        with monkeypatch.context() as patch:
+            patch.setattr(separable, "in_cache", counted)
+            found = kernel.log_apply(values)
+        with monkeypatch.context() as patch:
+            patch.setattr(separable, "_SHARED", math.inf)
+            expected = Separable(grid, kernel.epsilon).log_apply(values)
+        assert_close(found, expected, log_tolerance(expected.double(), dtype))
+    assert len(tried) == 2
+    if max(shape[1:]) == 40:  # there are tiles further off than those whose blocks are there from the start
+        assert 0 < int(tried[0].sum()) < shape[0]
 
 
 AXES = {

@@ -148,7 +148,8 @@ def profiles(x: Float[Tensor, "*grid"]) -> list[Float[Tensor, " k"]]:
     by_column = torch.empty(x.shape[-1], dtype=torch.float64)
     places = (x.data_ptr(), by_row.numel(), by_column.numel(), by_row.data_ptr(), by_column.data_ptr())
     library.bigjko_profiles(*places, *_how(x))
-    return [*(profile(by_row, k) for k in range(by_row.ndim)), by_column]
+    lead = range(by_row.ndim)
+    return [*(by_row.sum([j for j in lead if j != k]) if by_row.ndim > 1 else by_row for k in lead), by_column]
 
 
 def rises(p: Float[Tensor, "*grid"], axis: int, *, around: bool) -> Float[Tensor, ""]:

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int Q = 8;          // directions that share what is loaded of the data
 constexpr long TILE = 256;    // data whose gates are kept at a time
-constexpr long LEAST = 1024;  // directions a chunk, or more where
+constexpr long LEAST = 256;   // directions a chunk, or more where
 constexpr long MOST = 64;     // there would be more chunks than this: their outputs take MOST n numbers
 
 struct Rows {  // of numbers, `stride` from one to the next

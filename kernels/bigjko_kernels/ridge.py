@@ -14,7 +14,7 @@ from .streams import Moved, Stream, Tiled
 
 _DTYPES = (torch.float32, torch.float64)
 _PAD = 8  # data fill whole registers, whatever the machine's
-_ALONE = 1 << 21  # with fewer pairs, .2 ms of work, a second thread costs what it saves
+_ALONE = 1 << 17  # with fewer pairs, 50 microseconds of work, a second thread costs what it saves
 
 
 class _Rows(ctypes.Structure):

@@ -118,8 +118,8 @@ class Separable(GibbsKernel):
     ) -> tuple[Tensor, Tensor]:
         """What is left to do axis by axis after all slabs were tried that fit the cache."""
         fused = [(k, axis) for k, axis in rest if isinstance(axis, FusedAxis)]
-        small = rows.shape[1] <= _CACHED and rows.shape[0] >= _SHARED
-        if len(rest) < 2 or len(fused) < len(rest) or not small:
+        fits = rows.shape[1] <= _CACHED and rows.shape[0] >= _SHARED and rows.is_contiguous()
+        if len(rest) < 2 or len(fused) < len(rest) or not fits:
             return rows, between
         last_first = fused[::-1]
         done = in_cache([axis for _, axis in last_first], shape, [k for k, _ in last_first], rows, between)
