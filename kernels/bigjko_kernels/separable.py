@@ -42,9 +42,10 @@ _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs m
 class Separable(GibbsKernel):
     """A cost that is a sum over factors, one axis at a time; exact for any input.
 
-    Cost: 4 to 5 passes of torch.exp an axis in float64, 6 to 7 in float32 (bench/RESULTS.md), up to twice that for
-    slopes of b that move mass by more than 25 nodes; float32 sums in float32 where nothing can be lost. Keeps one array
-    of N in float64 where there are two axes or more. Input that jumps by hundreds from node to node falls back to n
+    Cost: 3 passes of torch.exp an axis in float64, 3 to 5 in float32 (bench/RESULTS.md), up to three times that for
+    slopes of b that move mass by more than 6 nodes; float32 sums in float32 where nothing can be lost. Keeps one array
+    of N in float64 where there are two axes or more, and does all axes but the first slab by slab in the cache where
+    slabs have up to 65,536 nodes. Input that jumps by hundreds from node to node falls back to n
     exponentials for the nodes where sums underflow.
     The torch version takes three to five times as long; it also falls back for slopes of b that move mass more than a
     window (16 nodes, doubling to 128 or more) or tear a tile by 600.
