@@ -42,7 +42,8 @@ constexpr int T = 8, W = 16, GROUP = 8, HELD = 8;  // nodes a tile, lines at a t
 constexpr int REF = 64, TOP = 72, LOW = 80, TOP_ALL = 88, LOW_ALL = 89;  // within a block; R comes first
 constexpr int NEAR = 90, FAR = 91, DIAGONAL = 92;  // -c_ik/eps: largest, smallest, smallest where i = k
 constexpr int Q = 96, Q_LANES = 160, BLOCK = 192;
-constexpr long TURNS = 32, BAND = 2;  // blocks of tiles up to BAND apart are always there
+constexpr long TURNS = 32, WIDE = 4;  // least turns for threads to share, most columns a turn
+constexpr long BAND = 2;              // blocks of tiles up to BAND apart are always there
 constexpr int32_t ABSENT = -1, WANTED = -2;
 constexpr unsigned ALL = (1u << W) - 1;
 constexpr double TINY = 1e-280;  // a sum below it may lack terms
@@ -78,7 +79,6 @@ ON(operator+(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] += b.v[h];
 ON(operator-(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] -= b.v[h]; return a; }
 ON(operator*(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] *= b.v[h]; return a; }
 ON(larger(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = larger(a.v[h], b.v[h]); return a; }
-ON(smaller(Vector<X, N> a, const Vector<X, N>& b)) { FOR_ALL a.v[h] = smaller(a.v[h], b.v[h]); return a; }
 template <class X, int N> inline unsigned reaches(const Vector<X, N>& a, const Vector<X, N>& b) {  // a >= b, a bit each
     unsigned bits = 0;
     FOR_ALL bits |= reaches(a.v[h], b.v[h]) << h * Vector<X, N>::EACH;
@@ -88,15 +88,13 @@ using Row = Vector<double, W>;
 using Floats = Vector<float, W>;
 using Nodes = Vector<double, T>;
 
-inline Floats narrow(const Row& a);
-inline void put(const Row& a, double* p) { a.store(p); }
-inline void put(const Row& a, float* p) { narrow(a).store(p); }
-
 inline Floats narrow(const Row& a) {
     Floats x;
     for (int h = 0; h < Floats::COUNT; ++h) x.v[h] = narrow(a.v[2 * h], a.v[2 * h + 1]);
     return x;
 }
+inline void put(const Row& a, double* p) { a.store(p); }
+inline void put(const Row& a, float* p) { narrow(a).store(p); }
 
 inline double most(V a) {
     double m = a[0];
@@ -551,7 +549,7 @@ void rows(A* array, R* row, const long* line, long j, long end, long after) {
 
 // Lines a turn: up to 512 bytes of rows that lie far apart, as long as the cache holds them and threads find turns.
 long wide(long n, long before, long after) {
-    return after < W ? W : W * std::max(1L, std::min({4L, 4096 / n, before * after / (TURNS * W)}));
+    return after < W ? W : W * std::max(1L, std::min({WIDE, 4096 / n, before * after / (TURNS * W)}));
 }
 
 template <class P, class A, class B>
@@ -584,7 +582,7 @@ struct Turns {  // one thread's, of values of shape (before, n, after)
             if (after < W && (turn + 2) * width <= count)
                 for (long k = next; k < next + T * W; k += 64 / sizeof(A))
                     __builtin_prefetch(in + k), __builtin_prefetch(out + k, 1);
-            bool kept[4];
+            bool kept[WIDE];
             for (long c = 0; c < some; ++c) {
                 const long* at = &line[c * W];
                 const bool together = at[W - 1] - at[0] == W - 1 && end - j == T;

@@ -120,7 +120,7 @@ class Rows:
 
 
 def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
-    """exp(log_p), to an ulp or two, with the very bits that `fit` gives; differentiable by torch, if asked for."""
+    """exp(log_p), to 4 ulp, with the very bits that `fit` gives; differentiable by torch, if asked for."""
     if log_p.requires_grad or (library := _compiled(log_p, *(() if out is None else (out,)))) is None:
         return torch.exp(log_p, out=out)
     out = empty_like(log_p) if out is None else out
