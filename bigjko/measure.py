@@ -147,9 +147,14 @@ class GridMeasure:
         return passes.masses(self.log_masses)
 
     @cached_property
+    def profiles(self) -> list[Float[Tensor, " k"]]:
+        """For each axis the mass of each of its nodes, in float64."""
+        return passes.profiles(self.masses)
+
+    @cached_property
     def mass(self) -> Float[Tensor, ""]:
         """Total mass, summed in float64."""
-        return self.grid.sum(self.masses)
+        return self.profiles[0].sum()
 
     @cached_property
     def boundary_mass(self) -> Float[Tensor, ""]:
@@ -159,7 +164,10 @@ class GridMeasure:
         for k, f in enumerate(self.grid.factors):
             low, high = f.cut
             for start, stop in ((0, low), (high, f.size)):
-                total += self.grid.sum(rest.narrow(k, start, stop - start))
+                if start < stop:
+                    total += (
+                        self.profiles[0][start:stop].sum() if k == 0 else sum64(rest.narrow(k, start, stop - start))
+                    )
             rest = rest.narrow(k, low, high - low)
         return total / self.mass
 
@@ -170,11 +178,16 @@ class GridMeasure:
         For a Gaussian it is std / h; for mass on one node .35; features that hold a share f of the mass and are
         s wide show as s / sqrt(f). Infinite where no axis has neighbours (sheets, spheres).
         """
-        rise2 = torch.zeros((), dtype=torch.float64, device=self.grid.device)
-        for k, f in enumerate(self.grid.factors):
-            if f.size > 1 and isinstance(f, Line | Circle):
-                rise2 = torch.maximum(rise2, passes.rises(self.masses, k, around=isinstance(f, Circle)))
-        return (4 * rise2 / self.mass).rsqrt()
+        factors = self.grid.factors
+        axes = [k for k, f in enumerate(factors) if f.size > 1 and isinstance(f, Line | Circle)]
+        if not axes:
+            return self.mass * math.inf
+        rises = passes.rises(self.masses, axes)
+        for i, k in enumerate(axes):
+            if isinstance(factors[k], Circle):  # whose ends are neighbours
+                first, last = (self.masses.select(k, end).double().sqrt() for end in (0, -1))
+                rises[i] = rises[i] + (first - last).square().sum()
+        return (4 * torch.stack(rises).amax() / self.mass).rsqrt()
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GridMeasure":
         """The same measure on another device or in another dtype."""

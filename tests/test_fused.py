@@ -27,9 +27,8 @@ from bigjko_kernels import (
     SquaredArc,
     SquaredEuclidean,
     fused,
-    separable,
 )
-from bigjko_kernels.fused import FusedAxis, in_cache
+from bigjko_kernels.fused import FusedAxis, InTurn
 from bigjko_kernels.separable import TorchAxis
 
 from .registry import GRIDS, INPUTS, log_tolerance
@@ -121,13 +120,13 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Taken:
 
 
 def blocks(K: Separable) -> list[int]:
-    return [axis.blocks.shape[0] for axis in K._axes if isinstance(axis, FusedAxis)]
+    return [axis.blocks.shape[0] for _, axis in K._axes if isinstance(axis, FusedAxis)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_cpu_takes_the_fused_version(dtype: torch.dtype) -> None:
     grid = GRIDS["box"]().to(dtype=dtype)
-    assert all(isinstance(axis, FusedAxis) for axis in Separable(grid, 0.1)._axes)
+    assert all(isinstance(axis, FusedAxis) for _, axis in Separable(grid, 0.1)._axes)
 
 
 def test_smooth_input_needs_no_other_blocks_and_no_repair(path: Taken) -> None:
@@ -178,7 +177,7 @@ def test_sums_that_underflow_are_mended(path: Taken) -> None:
 def test_blocks_that_find_no_room_cost_time_and_no_digit(path: Taken) -> None:
     grid = Grid.uniform([-3.0], [3.0], [700])
     K = Separable(grid, epsilon_of(grid))
-    (axis,) = K._axes
+    ((_, axis),) = K._axes
     assert isinstance(axis, FusedAxis)
     axis.room = axis.blocks.shape[0] + 100
     for values in ("moves 20 nodes", "spans 1e4"):
@@ -204,7 +203,7 @@ def test_a_long_axis_allocates_no_square(path: Taken) -> None:
         K = Separable(grid, epsilon_of(grid))
         for b in hard(grid):
             K.log_apply(b)
-    assert isinstance(K._axes[0], FusedAxis)
+    assert isinstance(K._axes[0][1], FusedAxis)
     # Blocks and bounds hold 256 entries a node at most; N^2 would be 16,000 N.
     assert largest.entries <= 256 * grid.size
     assert path.mended == 0
@@ -228,8 +227,10 @@ def test_drifts_around_the_one_at_which_one_exponential_a_node_ends(nodes: int, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(9, 21, 21), (12, 10, 40), (8, 9, 10, 11), (30, 1, 20, 17)], ids=str)
-def test_axes_done_in_the_cache_are_those_done_one_by_one(
+@pytest.mark.parametrize(
+    "shape", [(9, 300), (12, 1), (9, 21, 21), (12, 10, 40), (8, 9, 10, 11), (30, 1, 20, 17)], ids=str
+)
+def test_axes_done_in_turn_are_those_done_one_by_one(
     shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Smooth slabs, empty ones, and some with spikes, which lack blocks or have marks; also those of no memory."""
@@ -239,23 +240,26 @@ def test_axes_done_in_the_cache_are_those_done_one_by_one(
     b[1], b[3] = LOG_ZERO, 1e5 * b[3]
     b[5:7].masked_fill_(torch.rand(b[5:7].shape, generator=generator) < 0.9, LOG_ZERO)
     b = b.to(dtype)
-    kernel, tried = Separable(grid, 0.75 * grid.spacing**2), list[Tensor]()
+    kernel, tried, plain = Separable(grid, 0.75 * grid.spacing**2), list[slice | None](), InTurn.__call__
 
-    def counted(*arguments: Any) -> Tensor:
-        tried.append(in_cache(*arguments))
+    def counted(self: InTurn, *arguments: Any) -> slice | None:
+        tried.append(plain(self, *arguments))
         return tried[-1]
 
+    monkeypatch.setattr(InTurn, "__call__", counted)
+    one_by_one = Separable(grid, kernel.epsilon)
+    one_by_one._in_turn = None
     for values in (b, b.new_zeros(1).expand(shape), b):
-        with monkeypatch.context() as patch:
-            patch.setattr(separable, "in_cache", counted)
-            found = kernel.log_apply(values)
-        with monkeypatch.context() as patch:
-            patch.setattr(separable, "_SHARED", math.inf)
-            expected = Separable(grid, kernel.epsilon).log_apply(values)
-        assert_close(found, expected, log_tolerance(expected.double(), dtype))
-    assert len(tried) == 2
-    if max(shape[1:]) == 40:  # there are tiles further off than those whose blocks are there from the start
-        assert 0 < int(tried[0].sum()) < shape[0]
+        expected = one_by_one.log_apply(values)
+        assert_close(kernel.log_apply(values), expected, log_tolerance(expected.double(), dtype))
+        again = values.clone(memory_format=torch.contiguous_format)
+        assert_close(kernel.log_apply(again, out=again), expected, log_tolerance(expected.double(), dtype))
+    assert len(tried) == 5
+    if (
+        len(shape) > 2 and max(shape[1:]) == 40
+    ):  # there are tiles further off than those whose blocks are there at first
+        assert tried[0] is not None
+        assert 0 < len(range(shape[0])[tried[0]]) < shape[0]
 
 
 AXES = {
@@ -309,7 +313,7 @@ import torch
 from bigjko_kernels import Grid, Separable
 grid = Grid.uniform([0.0], [1.0], [50])
 K = Separable(grid, 0.1)
-print(type(K._axes[0]).__name__, float(K.log_apply(torch.zeros(50, dtype=torch.float64))[0]))
+print(type(K._axes[0][1]).__name__, float(K.log_apply(torch.zeros(50, dtype=torch.float64))[0]))
 """
 
 

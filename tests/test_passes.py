@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from bigjko_kernels import Features, Ridge, passes
-from bigjko_kernels.streams import Tiled
+from bigjko_kernels import Compiled, Features, Ridge, compiler, passes
 
 F32, F64 = torch.float32, torch.float64
 pytestmark = pytest.mark.skipif(passes.load() is None, reason="there is no compiler")
@@ -109,7 +108,7 @@ def network(name: str, dtype: torch.dtype) -> tuple[Ridge, torch.Tensor]:
     directions = math.prod(shape[k] for k in axes)
     W, X = (torch.randn(k, 2, dtype=F64, generator=generator).to(dtype) for k in (directions, 3))
     amplitude = torch.randn(rest, dtype=F64, generator=generator).to(dtype)
-    return Ridge(Tiled(W, X), shape, axes, amplitude, amplitude, amplitude), X @ X.new_tensor([1.0, -2.0])
+    return Ridge(Compiled(W, X), shape, axes, amplitude, amplitude, amplitude), X @ X.new_tensor([1.0, -2.0])
 
 
 @pytest.mark.parametrize("with_V", [False, True], ids=["V=0", "V"])
@@ -117,7 +116,7 @@ def network(name: str, dtype: torch.dtype) -> tuple[Ridge, torch.Tensor]:
 @pytest.mark.parametrize("name", NODES)
 def test_tilting_and_weighing_are_those_of_torch(name: str, dtype: torch.dtype, with_V: bool) -> None:
     ridge, z = network(name, dtype)
-    assert ridge._rows is not None
+    assert ridge._compiled is not None
     generator = torch.Generator().manual_seed(1)
     base, V, log_p, rest = (torch.randn(ridge.shape, dtype=F64, generator=generator).to(dtype) for _ in range(4))
     log_p.view(-1)[::5] -= 2000.0  # no mass
@@ -144,14 +143,15 @@ def test_outputs_of_what_is_no_number_are_none(name: str) -> None:
     for wrong in (math.nan, math.inf):
         log_p = torch.zeros(ridge.shape, dtype=F64)
         log_p.view(-1)[-1] = wrong
-        weights = ridge._rows.weigh(log_p, torch.zeros_like(log_p)) if ridge._rows else None
-        assert weights is not None
-        assert weights.isnan().any()
+        assert ridge.weigh(log_p, torch.zeros_like(log_p)).isnan().any()
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 4), (1, 9), (9, 1), (37, 91), (13, 17, 201)], ids=str)
+SHAPES = [(5,), (3, 4), (1, 9), (9, 1), (37, 91), (13, 17, 201), (150, 67, 11), (2, 3, 5, 7)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-def test_dividing_and_rises_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_dividing_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(len(shape))
     log_q, log_k = (torch.randn(shape, dtype=F64, generator=generator).to(dtype) for _ in range(2))
     q = log_q.exp()
@@ -160,19 +160,22 @@ def test_dividing_and_rises_are_those_of_torch(shape: tuple[int, ...], dtype: to
     size = float((q.double() * log_k.double()).abs().sum())
     assert float(passes.divide(q, log_q, log_k)) == pytest.approx(expected, abs=1e-14 * size)
     assert torch.equal(log_k, log_q - kept)
-    for axis, n in enumerate(shape):
-        for around in (False, True) if n > 1 else ():
-            root = q.double().sqrt()
-            rise = (root.roll(-1, axis) - root).square()
-            expected = float((rise if around else rise.narrow(axis, 0, n - 1)).sum())
-            found = float(passes.rises(q, axis, around=around))
-            assert found == pytest.approx(expected, abs=1e-14 * float(q.double().sum()))
-            if dtype == F64:  # which no compiled pass takes, as it does not lie in memory as it is
-                strided = q.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]
-                assert float(passes.rises(strided, axis, around=around)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 4), (1, 9), (9, 1), (37, 91), (13, 17, 201), (2, 3, 5, 7)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_rises_are_those_of_roots(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    p = torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    p.view(-1)[::7] = 0.0
+    root = p.double().sqrt()
+    for axes in ([*range(len(shape))], [*range(len(shape))][::-1], [0], [len(shape) - 1]):
+        exact = [float(root.diff(dim=axis).square().sum()) for axis in axes]
+        strided = p.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]  # which is left to torch
+        for found in (passes.rises(p, axes), passes.rises(strided, axes)):
+            assert [float(x) for x in found] == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 def test_profiles_are_sums_over_the_other_axes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(2)).to(dtype)
@@ -192,7 +195,9 @@ def test_threads_change_no_bit_of_any_pass() -> None:
     base, rest = (torch.randn(ridge.shape, dtype=F64, generator=generator) for _ in range(2))
     before, found = torch.get_num_threads(), []
     big, V = base.repeat(9, 1, 1), rest.repeat(9, 1, 1)  # shared between threads
-    wide = Ridge(Tiled(ridge.stream.directions.repeat(9, 1), ridge.stream.X), big.shape, (0, 1), *[ridge.amplitude] * 3)
+    wide = Ridge(
+        Compiled(ridge.stream.directions.repeat(9, 1), ridge.stream.X), big.shape, (0, 1), *[ridge.amplitude] * 3
+    )
     try:
         for threads in (before, before + 1):
             torch.set_num_threads(threads)
@@ -205,11 +210,11 @@ def test_threads_change_no_bit_of_any_pass() -> None:
                     log_p,
                     value,
                     over,
-                    passes.rises(big.abs(), 0, around=False),
+                    *passes.rises(big.abs(), [0, 2]),
                     *passes.profiles(big),
                 ]
             )
     finally:
         torch.set_num_threads(before)
-    assert big.numel() > passes._ALONE
+    assert big.numel() > compiler._ALONE
     assert all(map(torch.equal, *found))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bigjko_kernels import Grid, Line
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.passes import profiles
 from bigjko_kernels.sums import sum64
 
 from ..energy import Composite
@@ -45,9 +44,8 @@ class Stage:
             return measure.on_box.log_masses, measure.on_box.masses
         return self.cut(measure.log_masses), self.cut(measure.masses)
 
-    def moved(self, measure: GridMeasure, outside: float, log_p: Tensor, p: Tensor) -> GridMeasure:
-        """The measure with what lies on the stage replaced; `outside` is the mass of the rest."""
-        new = GridMeasure.known(self.grid, log_p, p)
+    def moved(self, measure: GridMeasure, outside: float, new: GridMeasure) -> GridMeasure:
+        """The measure with what lies on the stage replaced by another; `outside` is the mass of the rest."""
         if self.box is None:
             return new
         if isinstance(measure, BoxedMeasure) and measure.box == self.box:
@@ -126,12 +124,11 @@ def support(measure: GridMeasure, idle: float, margin: int) -> tuple[Box, float]
         return None
     allowed = idle * float(measure.mass)
     if isinstance(measure, BoxedMeasure):
-        along = profiles(measure.on_box.masses)
-        box = _around(along, measure.box, measure.grid, allowed - measure.outside, margin)
+        box = _around(measure.on_box.profiles, measure.box, measure.grid, allowed - measure.outside, margin)
         if box == measure.box:
             return box, measure.outside
     everything = tuple(slice(0, size) for size in measure.grid.shape)
-    along = profiles(measure.masses)
+    along = measure.profiles
     box = _around(along, everything, measure.grid, allowed, margin)
     if math.prod(s.stop - s.start for s in box) > _SAVING * measure.grid.size:
         return None

@@ -197,8 +197,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
         d, log_p, status = taken.refit.d, taken.last.log_p, taken.last.status
         if status not in (Status.ok, Status.dual_stalled, Status.scaling_stalled):
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, status)
-        width = float(GridMeasure.known(stage.grid, log_p, taken.refit.masses).width)
-        new = stage.moved(measure, outside, log_p, taken.refit.masses)
+        on_stage = GridMeasure.known(stage.grid, log_p, taken.refit.masses)
+        new = stage.moved(measure, outside, on_stage)
         if not 0 < float(new.mass) < math.inf:  # NaN, or it shrank below the smallest number
             return Step(measure, state, dt, taken.last.outputs, measure.mass * math.nan, {}, Status.not_finite)
         change = float(new.mass / measure.mass) - 1
@@ -213,7 +213,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
             "misfit": taken.refit.misfit,
             "mass_error" if conserves else "growth": change,
             "boundary_mass": float(new.boundary_mass),
-            "width": width,
+            "width": float(on_stage.width),
             "stage": stage.grid.size / self.grid.size,
         }
         _warn(stats)

@@ -12,8 +12,12 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+_ALONE = 1 << 15  # nodes: below, a second thread costs what it saves
 
 
 def _cpu() -> str:
@@ -75,6 +79,18 @@ def build(source: Path, march: str = "native", folder: Path | None = None) -> Pa
 def sources() -> list[Path]:
     """Every source that is compiled on first use."""
     return sorted(_FOLDER.glob("*.cpp"))
+
+
+def takes(*arrays: Tensor) -> bool:
+    """Whether C++ can read and write these arrays as they lie in memory."""
+    dtype = arrays[0].dtype
+    plain = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and not x.requires_grad for x in arrays)
+    return plain and dtype in (torch.float32, torch.float64)
+
+
+def threads(nodes: int) -> int:
+    """How many work on a pass over so many nodes."""
+    return torch.get_num_threads() if nodes > _ALONE else 1
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import GridError
-from .passes import Rows
+from .ridge import Compiled, Network
 from .streams import Stream, Tiled
 from .sums import rows_at_once
 
@@ -86,7 +86,8 @@ class Ridge(Features):
         self.direction_axes = tuple(direction_axes)
         self.rest_axes = tuple(k for k in range(len(self.shape)) if k not in self.direction_axes)
         self.amplitude, self.alpha, self.beta = amplitude, alpha, beta
-        self._rows = Rows.of(self.shape, self.direction_axes, amplitude)
+        on = Network.of(self.shape, self.direction_axes, amplitude)
+        self._compiled = (stream, on) if isinstance(stream, Compiled) and on is not None else None
 
     def _contracted(self, p: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """sum over the rest of p * factor, one value a direction, in float64; for each factor."""
@@ -122,8 +123,10 @@ class Ridge(Features):
         out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """See Features."""
-        if self._rows is not None and self._rows.blend(base, scale, V, self.stream.potential(z), alpha, out):
-            return out
+        if self._compiled is not None:
+            stream, on = self._compiled
+            if stream.blend(on, base, scale, V, alpha, z, out):
+                return out
         return super().blend(base, scale, V, alpha, z, out)
 
     def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
@@ -132,8 +135,11 @@ class Ridge(Features):
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
         """See Features."""
-        weights = None if self._rows is None else self._rows.weigh(log_p, rest)
-        return super().weigh(log_p, rest) if weights is None else self.stream.outputs(weights)
+        found: Tensor | None = None
+        if self._compiled is not None:
+            stream, on = self._compiled
+            found = stream.weigh(on, log_p, rest)
+        return super().weigh(log_p, rest) if found is None else found
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""

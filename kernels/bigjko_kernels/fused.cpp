@@ -615,30 +615,52 @@ void spread(const Axis* a, const void* in, void* out, long before, long after, u
     result[0] = missing, result[1] = wrong;
 }
 
-struct Among {  // an axis among those of a slab
-    Axis axis;
+struct Among {  // an axis among those of an array
+    const Axis* axis;
     long before, after;
 };
 
+// Several axes in turn, on slabs (count, size) of an array, each in the cache until it is done. done: a byte a slab.
 template <class P, class A>
-void slabs(const Among* axes, long some, const void* in, double* out, long size, long count, uint8_t* done,
-           long threads) {
+void slabs(const Among* axes, long some, const A* in, double* out, long size, long count, uint8_t* done, long threads) {
     std::atomic<long> next{0};
     auto work = [&] {
         Doubles spare(size);
-        Turns<P, A, double> first(axes[0].axis, axes[0].before, axes[0].after);
+        Turns<P, A, double> first(*axes[0].axis, axes[0].before, axes[0].after);
         std::vector<Turns<P, double, double>> others;
         others.reserve(some - 1);
-        for (long k = 1; k < some; ++k) others.emplace_back(axes[k].axis, axes[k].before, axes[k].after);
+        for (long k = 1; k < some; ++k) others.emplace_back(*axes[k].axis, axes[k].before, axes[k].after);
         for (long s; (s = next++) < count;) {
             double *to = out + s * size, *from = spare.data();  // back and forth, so that the last writes into out
             if (some % 2 == 0) std::swap(to, from);
-            bool well = first.done((const A*)in + s * size, to);
+            bool well = first.done(in + s * size, to);
             for (auto& t : others) std::swap(to, from), well &= t.done(from, to);
             done[s] = well;
         }
     };
     on_threads(std::min(threads, count), work);
+}
+
+// One axis of a whole array. Whether it lacks no blocks and has no marks.
+template <class P, class A, class B>
+bool all_lines(const Among& a, const A* in, B* out, long threads) {
+    std::vector<uint8_t> done((a.before * a.after + W - 1) / W);
+    long result[2];
+    spread<P, A, B>(a.axis, in, out, a.before, a.after, done.data(), threads, result);
+    return !result[0] && !result[1];
+}
+
+template <class P, class A>
+long in_turn(const Among* axes, long some, const A* in, double* between, A* out, long size, long count, uint8_t* done,
+             long threads) {
+    if (some == 1) return all_lines<P>(axes[0], in, out, threads);
+    if (some == 2) {
+        std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads));
+    } else {
+        slabs<P>(axes, some - 1, in, between, size, count, done, threads);
+    }
+    if (std::count(done, done + count, 0)) return 0;
+    return some - 1 + all_lines<P>(axes[some - 1], between, out, threads);
 }
 
 }  // namespace
@@ -653,10 +675,11 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
     f(a, in, out, before, after, done, threads, result);
 }
 
-// Several axes, one after the other, slab by slab in the cache. done: one byte a slab, 0 where it lacks blocks or has
-// marks, and is to be done again axis by axis.
-extern "C" void bigjko_slabs(const Among* axes, long some, const void* in, long in32, double* out, long single,
-                             long size, long count, uint8_t* done, long threads) {
-    auto f = !single ? slabs<Double, double> : in32 ? slabs<Single, float> : slabs<Single, double>;
-    f(axes, some, in, out, size, count, done, threads);
+// All axes of an array (count, size), the last first: all but the first into `between`, with more than two axes slab by
+// slab in the cache, then the first into `out`. Returns how many are done. done: one byte a slab, 0 where it lacks
+// blocks or has marks, and is to be done again axis by axis.
+extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, double* between, void* out, long single,
+                               long size, long count, uint8_t* done, long threads) {
+    return single ? in_turn<Single>(axes, some, (const float*)in, between, (float*)out, size, count, done, threads)
+                  : in_turn<Double>(axes, some, (const double*)in, between, (double*)out, size, count, done, threads);
 }

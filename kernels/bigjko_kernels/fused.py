@@ -19,6 +19,8 @@ _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 192
 _MIDDLE = _TILE // 2
 _BAND = 2  # tiles on either side whose blocks are there from the start
 _CHUNK = 1 << 20  # elements of a temporary
+_CACHED = 1 << 16  # nodes of a slab whose axes are done in turn before the next: two arrays of 512 KiB
+_SHARED = 8  # slabs, at least, for threads to share
 _ALONE = 1 << 16  # with fewer values, .2 ms of work, a second thread costs what it saves
 _ABSENT, _WANTED = -1, -2
 _lock = threading.Lock()  # a kernel that two threads share must not gain blocks while the other reads them
@@ -33,7 +35,7 @@ class _Tables(ctypes.Structure):
 
 
 class _Among(ctypes.Structure):
-    _fields_ = [("axis", _Tables), ("before", ctypes.c_long), ("after", ctypes.c_long)]
+    _fields_ = [("axis", ctypes.c_void_p), ("before", ctypes.c_long), ("after", ctypes.c_long)]
 
 
 @functools.cache
@@ -47,8 +49,8 @@ def load(march: str = "native") -> Any:
     kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
     lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
     lines.restype = None
-    library.bigjko_slabs.argtypes = (place, number, place, number, place, number, number, number, place, number)
-    library.bigjko_slabs.restype = None
+    arguments = (ctypes.POINTER(_Among), number, place, place, place, number, number, number, place, number)
+    library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = arguments, number
     return library
 
 
@@ -127,11 +129,17 @@ class FusedAxis:
             part[:, 160:] = q.float().view(torch.float64)
         self.blocks = torch.cat([self.blocks, new])
         self.where[pairs[:, 0], pairs[:, 1]] = torch.arange(size, size + pairs.shape[0], dtype=torch.int32)
+        self.__dict__.pop("tables", None)
 
-    def _tables(self, last: bool) -> _Tables:
+    @functools.cached_property
+    def tables(self) -> _Tables:
+        """For C++, until there are other blocks."""
         tables = (self.near, self.apart, self.group_near, self.group_far, self.where, self.blocks)
         sizes = (self.n, self.tiles, self.group_near.shape[1], self.around)
-        return _Tables(*sizes, *(t.data_ptr() for t in tables), last)
+        return _Tables(*sizes, *(t.data_ptr() for t in tables), False)
+
+    def __getstate__(self) -> dict[str, Any]:  # without pointers: a stepper can be copied and pickled
+        return {name: value for name, value in self.__dict__.items() if name != "tables"}
 
     def __call__(self, b: Tensor, out: Tensor) -> None:
         """The sums, into another contiguous array; both in float64 or float32, in between all is float64."""
@@ -145,9 +153,9 @@ class FusedAxis:
         result = (ctypes.c_long * 2)(1, 0)
         wrong, last, restarted = False, False, False
         while result[0]:
-            axis = self._tables(last)
+            self.tables.last = last
             values = (b.data_ptr(), b.dtype == torch.float32, out.data_ptr(), out.dtype == torch.float32)
-            load().bigjko_lines(axis, *values, self.single, before, after, done.data_ptr(), threads, result)
+            load().bigjko_lines(self.tables, *values, self.single, before, after, done.data_ptr(), threads, result)
             wrong |= bool(result[1])
             if result[0]:
                 wanted = (self.where == _WANTED).nonzero()
@@ -171,27 +179,41 @@ class FusedAxis:
             out[a, i, c] = torch.logsumexp(log_k + b[a, :, c].double(), dim=1).to(out.dtype)
 
 
-def in_cache(axes: Sequence[FusedAxis], shape: Sequence[int], places: Sequence[int], b: Tensor, out: Tensor) -> Tensor:
-    """Several axes in turn, on slabs (count, size) of a shape, each in the cache until it is done.
+class InTurn:
+    """All axes of an array in one call, the last first, as far as that is possible.
 
     Args:
-        axes: the last first.
-        shape: of a slab.
-        places: which of its axes they are.
-        out: float64.
-
-    Returns:
-        (count,) which slabs are done; the others are to be done axis by axis.
+        axes: with their places among the axes of `shape`, in order.
+        shape: of the array.
     """
-    done = torch.zeros(b.shape[0], dtype=torch.uint8)
-    with _lock:
-        among = (_Among * len(axes))(
-            *(
-                _Among(axis._tables(last=False), math.prod(shape[:k]), math.prod(shape[k + 1 :]))
-                for axis, k in zip(axes, places, strict=True)
-            )
-        )
-        sizes = (b.shape[1], b.shape[0], done.data_ptr(), torch.get_num_threads())
-        single = b.dtype == torch.float32
-        load().bigjko_slabs(among, len(axes), b.data_ptr(), single, out.data_ptr(), axes[0].single, *sizes)
-    return done.bool()
+
+    def __init__(self, axes: Sequence[tuple[int, FusedAxis]], shape: Sequence[int]) -> None:
+        lead = axes[0][0]
+        self.size = math.prod(shape[lead + 1 :])
+        self.count = math.prod(shape[: lead + 1])
+        self.axes = [axis for _, axis in axes[::-1]]
+        slabs = len(axes) > 2
+        befores = [math.prod(shape[lead + 1 : k] if slabs and k > lead else shape[:k]) for k, _ in axes[::-1]]
+        self.sizes = list(zip(befores, (math.prod(shape[k + 1 :]) for k, _ in axes[::-1]), strict=True))
+        self.possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
+
+    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor) -> slice | None:
+        """Which slabs of `between` are still to be done, before the first axis is; None if all is done.
+
+        Args:
+            b: contiguous.
+            between: float64, for what all axes but the first make of b.
+            out: not b where there is one axis.
+        """
+        done = torch.empty(self.count, dtype=torch.uint8)
+        with _lock:
+            pairs = zip(self.axes, self.sizes, strict=True)
+            among = (_Among * len(self.axes))(*(_Among(ctypes.addressof(a.tables), *size) for a, size in pairs))
+            places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
+            threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
+            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads)
+            finished = load().bigjko_in_turn(among, len(self.axes), *places, *how)
+        if finished == len(self.axes):
+            return None
+        left = [] if finished else (done == 0).nonzero()[:, 0].tolist()
+        return slice(left[0], left[-1] + 1) if left else slice(0)

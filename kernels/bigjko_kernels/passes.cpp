@@ -4,74 +4,15 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
+#include "arrays.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
 
 constexpr long SHARE = 1 << 14;  // nodes
-
-typedef float F __attribute__((vector_size(4 * L), aligned(4), may_alias));
-inline V load(const double* p) { return *(const V*)p; }
-#if defined(__AVX512DQ__)  // which GCC 12 converts by halves
-inline V load(const float* p) { return (V)_mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-#elif defined(__AVX2__)
-inline V load(const float* p) { return (V)_mm256_cvtps_pd(_mm_loadu_ps(p)); }
-#else
-inline V load(const float* p) { return __builtin_convertvector(*(const F*)p, V); }
-#endif
-inline void store(double* p, V x) { *(V*)p = x; }
-inline void store(float* p, V x) { *(F*)p = __builtin_convertvector(x, F); }
-
-// The same where only `left` entries are there; the rest of a register is `beyond`.
-template <class A>
-inline V load(const A* p, long left, double beyond = 0) {
-    if (left >= L) return load(p);
-    A part[L];
-    for (int l = 0; l < L; ++l) part[l] = l < left ? p[l] : A(beyond);
-    return load(part);
-}
-template <class A>
-inline void store(A* p, V x, long left) {
-    if (left >= L) return store(p, x);
-    for (int l = 0; l < left; ++l) p[l] = A(x[l]);
-}
-
-inline double sum(V x) {
-    double total = 0;
-    for (int l = 0; l < L; ++l) total += x[l];
-    return total;
-}
-inline double top(V x) {
-    double most = x[0];
-    for (int l = 1; l < L; ++l) most = std::max(most, x[l]);
-    return most;
-}
-inline bool any(M x) {
-    int64_t bits = 0;
-    for (int l = 0; l < L; ++l) bits |= x[l];
-    return bits;
-}
-inline V root(V x) {
-    for (int l = 0; l < L; ++l) x[l] = std::sqrt(x[l]);
-    return x;
-}
-inline V first(V x, long left) {  // -inf beyond
-    for (int l = 0; l < L; ++l) x[l] = l < left ? x[l] : -INFINITY;
-    return x;
-}
-
-// Calls some(i, left) for every register of n nodes; left is a constant but for the last. What a call of `some` works on
-// should be in locals, so that it stays in registers: an address that others know is read again after every store.
-template <class F>
-inline void registers(long n, F some) {
-    long i = 0;
-    for (; i + L <= n; i += L) some(i, std::integral_constant<long, L>());
-    if (i < n) some(i, n - i);
-}
 
 // exp(a), but for what `odd` says.
 template <class P>
@@ -81,7 +22,6 @@ inline V masses_of(V a) {
     return (V)((M)p & (M)(a >= -708));
 }
 inline M odd(V a) { return (M)(a > -746) & ~((M)(a >= -708) & (M)(a <= 709)); }  // no normal number
-inline M undefined(V a) { return (M)(a != a); }
 template <class A>
 void mend(const A* log_p, A* p, long n) {
     for (long i = 0; i < n; ++i)
@@ -108,87 +48,6 @@ double total(long n, long threads, F each) {
     return sum;
 }
 
-// ------------------------------------------------------------------------------------------------------------ networks
-
-// Nodes (outer, directions, inner), on which the network's amplitude is constant along the directions.
-struct Network {
-    long outer, directions, inner;
-    const double* amplitude;  // (outer, inner)
-};
-
-// out = scale base + s v; no V: else + alpha V.
-template <class A, class B>
-void blend(const A* base, double scale, const A* potential, double alpha, const B* v, double s, A* out, long n) {
-    if (potential)
-        registers(n, [&](long i, auto left) {
-            const V x = s * load(v + i, left) + scale * load(base + i, left);
-            store(out + i, x + alpha * load(potential + i, left), left);
-        });
-    else
-        registers(n, [&](long i, auto left) {
-            store(out + i, s * load(v + i, left) + scale * load(base + i, left), left);
-        });
-}
-
-// out = scale base + alpha (V + amplitude x heights); no V: zero. In runs of nodes where amplitude x height is s v_i:
-// along the inner nodes, or across the directions if there is one each.
-template <class A>
-void blend(const A* base, double scale, const A* potential, const A* heights, double alpha, A* out, const Network& net,
-           long threads) {
-    const long W = net.directions, I = net.inner;
-    auto run = [&](long at, long n, auto* v, double s) {
-        blend(base + at, scale, potential ? potential + at : nullptr, alpha, v, alpha * s, out + at, n);
-    };
-    shared(W, net.outer * I, threads, [&](long, long from, long to) {
-        for (long o = 0; o < net.outer; ++o)
-            if (I == 1) run(o * W + from, to - from, heights + from, net.amplitude[o]);
-            else
-                for (long d = from; d < to; ++d) run((o * W + d) * I, I, net.amplitude + o * I, heights[d]);
-    });
-}
-
-// log_p += rest; each(i, left, exp(log_p)). Whether an exponential is no number.
-template <class P, class A, class F>
-inline bool moved(A* log_p, const A* rest, long n, F each) {
-    M wrong{};
-    registers(n, [&](long i, auto left) {
-        V x = load(log_p + i, left, -1000) + load(rest + i, left);
-        store(log_p + i, x, left);
-        if (sizeof(A) < sizeof(double)) x = load(log_p + i, left, -1000);  // rounded as what is kept
-        wrong |= undefined(x) | (M)(x > 709);
-        each(i, left, exp_of<P>(x));
-    });
-    return any(wrong);
-}
-
-// log_p += rest, and the sum over each direction's nodes of amplitude exp(log_p); NaN where that is no number.
-template <class P, class A>
-void weigh(A* log_p, const A* rest, double* weights, const Network& net, long threads) {
-    const long W = net.directions, I = net.inner;
-    shared(W, net.outer * I, threads, [&](long, long from, long to) {
-        std::fill(weights + from, weights + to, 0.0);
-        bool wrong = false;
-        for (long o = 0; o < net.outer; ++o) {
-            const double* amplitude = net.amplitude + o * I;
-            if (I == 1)
-                wrong |= moved<P>(log_p + o * W + from, rest + o * W + from, to - from,
-                                  [a = amplitude[0], w = weights + from](long i, auto left, V p) {
-                                      store(w + i, load(w + i, left) + a * p, left);
-                                  });
-            else
-                for (long d = from; d < to; ++d) {
-                    V w{};
-                    wrong |= moved<P>(log_p + (o * W + d) * I, rest + (o * W + d) * I, I,
-                                      [&w, amplitude](long i, auto left, V p) { w += load(amplitude + i, left) * p; });
-                    weights[d] += sum(w);
-                }
-        }
-        if (wrong) std::fill(weights + from, weights + to, NAN);
-    });
-}
-
-// -------------------------------------------------------------------------------------------------------------- plain
-
 // p = exp(log_p).
 template <class P, class A>
 void masses(const A* log_p, A* p, long n) {
@@ -213,15 +72,53 @@ double divide(const A* q, const A* log_q, A* log_k, long n) {
     return sum(total);
 }
 
-// The sum of (sqrt(p') - sqrt(p))^2, p' being `next` nodes further, as p + p' - 2 sqrt(p p').
 template <class A>
-double rises(const A* p, long next, long n) {
+void roots(const A* p, double* root_p, long n) {
+    registers(n, [=](long i, auto left) { store(root_p + i, root(load(p + i, left)), left); });
+}
+
+// The sum of (x - y)^2.
+double apart(const double* x, const double* y, long n) {
     V total{};
     registers(n, [&](long i, auto left) {
-        const V a = load(p + i, left), b = load(p + i + next, left);
-        total += a + b - 2.0 * root(a * b);
+        const V d = load(x + i, left) - load(y + i, left);
+        total += d * d;
     });
     return sum(total);
+}
+
+struct Lead {  // an axis before the last: its nodes, and rows from one to the next
+    long n, stride;
+};
+
+// The sums of (sqrt(p') - sqrt(p))^2 over neighbours along some axes of (rows, length), and along each row. Every root
+// is taken once: those of as many rows are kept as lie between neighbours.
+template <class A>
+void rises(const A* p, long rows, long length, const Lead* leads, long some, double* result, long threads) {
+    long back = 0;
+    for (long k = 0; k < some; ++k) back = std::max(back, leads[k].stride);
+    const long least = std::max(1L, SHARE / length), each = std::max(least, 8 * back), all = (rows + each - 1) / each;
+    std::vector<double> found(all * (some + 1));
+    std::atomic<long> next{0};
+    auto work = [&] {
+        std::vector<double> kept((back + 1) * length);
+        auto at = [&](long r) { return &kept[r % (back + 1) * length]; };
+        for (long s; (s = next++) < all;) {
+            const long from = s * each, to = std::min(rows, from + each);
+            double* sums = &found[s * (some + 1)];
+            for (long r = std::max(0L, from - back); r < to; ++r) {
+                roots(p + r * length, at(r), length);
+                if (r < from) continue;
+                for (long k = 0; k < some; ++k)
+                    if (r / leads[k].stride % leads[k].n) sums[k] += apart(at(r), at(r - leads[k].stride), length);
+                sums[some] += apart(at(r) + 1, at(r), length - 1);
+            }
+        }
+    };
+    on_threads(std::min(threads, all), work);
+    std::fill(result, result + some + 1, 0.0);
+    for (long s = 0; s < all; ++s)
+        for (long k = 0; k <= some; ++k) result[k] += found[s * (some + 1) + k];
 }
 
 // Adds rows to `columns`, and writes their own sums.
@@ -306,28 +203,7 @@ Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule& by, lo
     return total;
 }
 
-template <class F>
-auto in_dtype(long single, F f) {
-    return single ? f(Single(), float()) : f(Double(), double());
-}
-
 }  // namespace
-
-extern "C" void bigjko_blend(const void* base, double scale, const void* potential, const void* heights, double alpha,
-                             void* out, const Network* net, long single, long threads) {
-    in_dtype(single, [&](auto, auto a) {
-        using A = decltype(a);
-        blend((const A*)base, scale, (const A*)potential, (const A*)heights, alpha, (A*)out, *net, threads);
-    });
-}
-
-extern "C" void bigjko_weigh(void* log_p, const void* rest, double* weights, const Network* net, long single,
-                             long threads) {
-    in_dtype(single, [&](auto precision, auto a) {
-        using A = decltype(a);
-        weigh<decltype(precision)>((A*)log_p, (const A*)rest, weights, *net, threads);
-    });
-}
 
 extern "C" void bigjko_masses(const void* log_p, void* p, long n, long single, long threads) {
     in_dtype(single, [&](auto precision, auto a) {
@@ -347,19 +223,10 @@ extern "C" double bigjko_divide(const void* q, const void* log_q, void* log_k, l
     });
 }
 
-// Along the middle axis of (before, n, after), whose last nodes have none above them.
-extern "C" double bigjko_rises(const void* p, long before, long n, long after, long single, long threads) {
-    const long line = n * after;
-    return in_dtype(single, [&](auto, auto a) {
-        return total(before * line, threads, [=](long from, long some) {
-            double sum = 0;
-            for (const long to = from + some; from < to;) {
-                const long top = from / line * line + line - after, end = std::min(to, top);
-                if (from < end) sum += rises((const decltype(a)*)p + from, after, end - from);
-                from = end < to ? top + after : to;
-            }
-            return sum;
-        });
+extern "C" void bigjko_rises(const void* p, long rows, long length, const Lead* leads, long some, double* result,
+                             long single, long threads) {
+    in_dtype(single, [&](auto, auto a) {
+        rises((const decltype(a)*)p, rows, length, leads, some, result, threads);
     });
 }
 

@@ -14,15 +14,9 @@ from . import compiler
 from .pages import empty_like
 from .sums import inner, parts, profile, rows_at_once
 
-_DTYPES = (torch.float32, torch.float64)
-_ALONE = 1 << 15  # nodes: below, a second thread costs what it saves
 
-
-class _Network(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("outer", "directions", "inner")),
-        ("amplitude", ctypes.c_void_p),
-    ]
+class _Lead(ctypes.Structure):
+    _fields_ = [("n", ctypes.c_long), ("stride", ctypes.c_long)]
 
 
 @functools.cache
@@ -32,13 +26,10 @@ def load(march: str = "native") -> Any:
     if library is None:
         return None
     place, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
-    network = ctypes.POINTER(_Network)
     kinds = {
-        "bigjko_blend": (None, place, real, place, place, real, place, network, number, number),
-        "bigjko_weigh": (None, place, place, place, network, number, number),
         "bigjko_masses": (None, place, place, number, number, number),
         "bigjko_divide": (real, place, place, place, number, number, number),
-        "bigjko_rises": (real, place, number, number, number, number, number),
+        "bigjko_rises": (None, place, number, number, ctypes.POINTER(_Lead), number, place, number, number),
         "bigjko_profiles": (None, place, number, number, place, place, number, number),
         "bigjko_fit": (None, place, place, place, place, number, number, place, number, place),
     }
@@ -49,74 +40,13 @@ def load(march: str = "native") -> Any:
 
 
 def _compiled(*arrays: Tensor) -> Any:
-    """The library, if it takes these arrays, which are written to or read as they lie in memory."""
-    dtype = arrays[0].dtype
-    plain = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and not x.requires_grad for x in arrays)
-    return load() if plain and dtype in _DTYPES else None
+    """The library, if it takes these arrays."""
+    return load() if compiler.takes(*arrays) else None
 
 
 def _how(x: Tensor) -> tuple[bool, int]:
     """Whether an array is float32, and on how many threads it is worked on."""
-    return x.dtype == torch.float32, torch.get_num_threads() if x.numel() > _ALONE else 1
-
-
-# ------------------------------------------------------------------------------------------------------------ networks
-
-
-class Rows:
-    """Nodes (outer, directions, inner) on which a network's amplitude is constant along the directions.
-
-    Args:
-        shape: of values on the nodes.
-        direction_axes: side by side, in order.
-        amplitude: broadcast over the shape.
-    """
-
-    @classmethod
-    def of(cls, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> "Rows | None":
-        """None where the amplitude is another (particles), or this machine cannot: by torch, then."""
-        first = min(direction_axes, default=0)
-        together = tuple(direction_axes) == tuple(range(first, first + len(direction_axes)))
-        sizes = (1,) * (len(shape) - amplitude.ndim) + tuple(amplitude.shape)
-        fits = (
-            together
-            and all(sizes[k] == 1 for k in direction_axes)
-            and math.prod(shape) > 0
-            and _compiled(amplitude.contiguous()) is not None
-        )
-        return cls(shape, direction_axes, amplitude) if fits else None
-
-    def __init__(self, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> None:
-        sizes = [1 if k in direction_axes else size for k, size in enumerate(shape)]
-        self._kept = amplitude.double().expand(sizes).contiguous()
-        first = min(direction_axes)
-        self.directions = math.prod(shape[k] for k in direction_axes)
-        self.outer, self.inner = math.prod(shape[:first]), math.prod(sizes[first:])
-
-    def _network(self) -> _Network:  # no pointer is kept: a stepper can be copied and pickled
-        return _Network(self.outer, self.directions, self.inner, self._kept.data_ptr())
-
-    def blend(self, base: Tensor, scale: float, V: Tensor | None, heights: Tensor, alpha: float, out: Tensor) -> bool:
-        """Writes scale base + alpha (V + amplitude heights) into out; whether it could."""
-        library = _compiled(base, heights, out, *(() if V is None else (V,)))
-        if library is None:
-            return False
-        added = None if V is None else V.data_ptr()
-        places = (base.data_ptr(), scale, added, heights.data_ptr(), alpha, out.data_ptr())
-        library.bigjko_blend(*places, self._network(), *_how(out))
-        return True
-
-    def weigh(self, log_p: Tensor, rest: Tensor) -> Tensor | None:
-        """Adds rest to log_p; the sums over each direction's nodes of amplitude exp(log_p). None where it could not."""
-        library = _compiled(log_p, rest)
-        if library is None:
-            return None
-        weights = torch.empty(self.directions, dtype=torch.float64)
-        library.bigjko_weigh(log_p.data_ptr(), rest.data_ptr(), weights.data_ptr(), self._network(), *_how(log_p))
-        return weights
-
-
-# ------------------------------------------------------------------------------------------------------------ measures
+    return x.dtype == torch.float32, compiler.threads(x.numel())
 
 
 def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
@@ -152,19 +82,24 @@ def profiles(x: Float[Tensor, "*grid"]) -> list[Float[Tensor, " k"]]:
     return [*(by_row.sum([j for j in lead if j != k]) if by_row.ndim > 1 else by_row for k in lead), by_column]
 
 
-def rises(p: Float[Tensor, "*grid"], axis: int, *, around: bool) -> Float[Tensor, ""]:
-    """The sum of (sqrt(p') - sqrt(p))^2 over neighbours along an axis, in float64; around: the ends are neighbours."""
-    n = p.shape[axis]
+def rises(p: Float[Tensor, "*grid"], axes: Sequence[int]) -> list[Float[Tensor, ""]]:
+    """For each of these axes the sum of (sqrt(p') - sqrt(p))^2 over neighbours along it, in float64."""
+    if (library := _compiled(p)) is None:
+        return [_rises(p, axis) for axis in axes]
+    *lead, length = p.shape
+    leads = [axis for axis in axes if axis < len(lead)]
+    found = torch.empty(len(leads) + 1, dtype=torch.float64)
+    strides = (_Lead * len(leads))(*(_Lead(lead[k], math.prod(lead[k + 1 :])) for k in leads))
+    library.bigjko_rises(p.data_ptr(), math.prod(lead), length, strides, len(leads), found.data_ptr(), *_how(p))
+    by_axis = dict(zip([*leads, len(lead)], found.unbind(0), strict=True))
+    return [by_axis[axis] for axis in axes]
+
+
+def _rises(p: Tensor, axis: int) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=p.device)
-    if around:
-        first, last = (p.select(axis, i).double().sqrt() for i in (0, n - 1))
-        total += (first - last).square().sum()
-    if (library := _compiled(p)) is not None:
-        before, after = math.prod(p.shape[:axis]), math.prod(p.shape[axis + 1 :])
-        return total.add_(max(0.0, library.bigjko_rises(p.data_ptr(), before, n, after, *_how(p))))
     size = rows_at_once(p)
     for start in range(0, p.shape[0], size):  # one row more, for the differences between slabs
-        root = p[start : start + size + (axis == 0)].sqrt()
+        root = p[start : start + size + (axis == 0)].double().sqrt()
         rise = root.narrow(axis, 1, root.shape[axis] - 1) - root.narrow(axis, 0, root.shape[axis] - 1)
         total += inner(rise, rise)
     return total

@@ -2,8 +2,9 @@
 //
 //     outputs_j = sum_i v_i relu(a_ij),   heights_i = sum_j z_j relu(a_ij),   slopes_i = sum_j 1{a_ij > 0} z_j x_j
 //
-// and a step of gradient descent, where each neuron's slopes move it and its new output is added at once. All in
-// double; numbers in float are converted as they are met. Data are filled up with zeros to whole vectors: there
+// a step of gradient descent, where each neuron's slopes move it and its new output is added at once, and what a JKO
+// step asks of nodes that are directions times the rest: a potential that is added to another, outputs of a measure.
+// All in double; numbers in float are converted as they are met. Data are filled up with zeros to whole vectors: there
 // gate * 0 = 0, whatever the direction, outputs are not read, and only heights need a mask (relu(inf * 0) is NaN).
 //
 // Directions go in chunks, each with outputs of its own that are added in order: threads do not change a bit.
@@ -14,15 +15,17 @@
 #include <type_traits>
 #include <vector>
 
+#include "arrays.h"
 #include "threads.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int Q = 8;          // directions that share what is loaded of the data
-constexpr long TILE = 256;    // data whose gates are kept at a time
-constexpr long LEAST = 256;   // directions a chunk, or more where
-constexpr long MOST = 64;     // there would be more chunks than this: their outputs take MOST n numbers
+constexpr int Q = 8;              // directions that share what is loaded of the data
+constexpr long TILE = 256;        // data whose gates are kept at a time
+constexpr long LEAST = 256;       // directions a chunk, or those of so many
+constexpr long NODES = 1 << 14;   // nodes; more where
+constexpr long MOST = 64;         // there would be more chunks than this: their outputs take MOST n numbers
 
 struct Rows {  // of numbers, `stride` from one to the next
     void* place;
@@ -37,18 +40,23 @@ struct Rows {  // of numbers, `stride` from one to the next
     }
 };
 
-inline V load(const double* p) { return *(const V*)p; }
 inline V relu(V a) { return larger(V{}, a); }  // in this order NaN stays NaN
 inline V gate(V a) { return (V)((M)(a > 0) & (M)all(1)); }  // a factor: 0 times NaN is NaN, as in a matrix product
-inline double total(V a) {
-    for (int h = L / 2; h; h /= 2)
-        for (int l = 0; l < h; ++l) a[l] += a[l + h];
-    return a[0];
-}
 
 struct Data {
     long n, dim, padded;
-    const double *x, *z, *zx;  // (dim, padded), (padded) and z x (dim, padded)
+    const double* x;             // (dim, padded)
+    std::vector<double> z, zx;   // (padded) and z x (dim, padded), as far as they are wanted
+
+    void weigh(const double* by) {
+        z.assign(padded, 0.0);
+        std::copy(by, by + n, z.begin());
+    }
+    void scale() {
+        zx.resize(dim * padded);
+        for (long k = 0; k < dim; ++k)
+            for (long j = 0; j < padded; ++j) zx[k * padded + j] = z[j] * x[k * padded + j];
+    }
 };
 
 template <int DIM>  // the data's dimension, 0 for any
@@ -67,43 +75,43 @@ struct Sums {
     template <int q>
     void outputs(const double* w, const double* v, double* out) const {
         for (long j = 0; j < data.padded; j += L) {
-            V a[q], sum = load(out + j);
+            V a[q], found = load(out + j);
             act(a, w, j);
-            for (int i = 0; i < q; ++i) sum += v[i] * relu(a[i]);
-            *(V*)(out + j) = sum;
+            for (int i = 0; i < q; ++i) found += v[i] * relu(a[i]);
+            *(V*)(out + j) = found;
         }
     }
 
     template <int q>
     void heights(const double* w, double* out) const {
-        V a[q], sum[q] = {};
+        V a[q], found[q] = {};
         long j = 0;
         for (; j + L <= data.n; j += L) {
             act(a, w, j);
-            for (int i = 0; i < q; ++i) sum[i] += load(data.z + j) * relu(a[i]);
+            for (int i = 0; i < q; ++i) found[i] += load(&data.z[j]) * relu(a[i]);
         }
         if (j < data.n) {
             M inside;
             for (int l = 0; l < L; ++l) inside[l] = -(j + l < data.n);
             act(a, w, j);
-            for (int i = 0; i < q; ++i) sum[i] += load(data.z + j) * relu((V)((M)a[i] & inside));
+            for (int i = 0; i < q; ++i) found[i] += load(&data.z[j]) * relu((V)((M)a[i] & inside));
         }
-        for (int i = 0; i < q; ++i) out[i] = total(sum[i]);
+        for (int i = 0; i < q; ++i) out[i] = sum(found[i]);
     }
 
     template <int q>
     void slopes(const double* w, double* out) const {
         if constexpr (DIM) {  // all sums fit the registers, or nearly
-            V sum[q][DIM] = {};
+            V found[q][DIM] = {};
             for (long j = 0; j < data.padded; j += L) {
                 V a[q];
                 act(a, w, j);
                 for (int i = 0; i < q; ++i) a[i] = gate(a[i]);
                 for (int k = 0; k < DIM; ++k)
-                    for (int i = 0; i < q; ++i) sum[i][k] += a[i] * load(data.zx + k * data.padded + j);
+                    for (int i = 0; i < q; ++i) found[i][k] += a[i] * load(&data.zx[k * data.padded + j]);
             }
             for (int i = 0; i < q; ++i)
-                for (int k = 0; k < DIM; ++k) out[i * DIM + k] = total(sum[i][k]);
+                for (int k = 0; k < DIM; ++k) out[i * DIM + k] = sum(found[i][k]);
         } else {
             V gates[TILE / L][q];
             std::fill(out, out + q * dim, 0);
@@ -115,11 +123,11 @@ struct Sums {
                     for (int i = 0; i < q; ++i) gates[t][i] = gate(a[i]);
                 }
                 for (long k = 0; k < dim; ++k) {
-                    V sum[q] = {};
-                    const double* zx = data.zx + k * data.padded + first;
+                    V found[q] = {};
+                    const double* zx = &data.zx[k * data.padded + first];
                     for (long t = 0; t < count; ++t)
-                        for (int i = 0; i < q; ++i) sum[i] += gates[t][i] * load(zx + t * L);
-                    for (int i = 0; i < q; ++i) out[i * dim + k] += total(sum[i]);
+                        for (int i = 0; i < q; ++i) found[i] += gates[t][i] * load(zx + t * L);
+                    for (int i = 0; i < q; ++i) out[i * dim + k] += sum(found[i]);
                 }
             }
         }
@@ -127,11 +135,14 @@ struct Sums {
 };
 
 struct Job {
-    long count, threads;  // directions
-    Rows w;
+    const long count, nodes, threads;  // directions, and nodes each
+    const Rows& w;
     Data data;
 
-    long chunk() const { return std::max(LEAST, (count + MOST * Q - 1) / (MOST * Q) * Q); }
+    long chunk() const {
+        const long least = std::max(1L, std::min(LEAST, NODES / nodes));
+        return std::max(least, (count + MOST * Q - 1) / (MOST * Q) * Q);
+    }
     long chunks() const { return (count + chunk() - 1) / chunk(); }
 
     // each(which, begin, end) for all chunks, on all threads.
@@ -168,25 +179,35 @@ struct Job {
     }
 };
 
+#define CHOSEN(f, dim) ((dim) == 1 ? f<1> : (dim) == 2 ? f<2> : (dim) == 3 ? f<3> : f<0>)
+
+// What a chunk of directions of these weights adds to the outputs, and the heights of a chunk.
 template <int DIM>
-void outputs(const Job& job, const Rows& v, double* out) {
-    job.reduce(out, [&](long, long begin, long end, double* part) {
-        job.groups(begin, end, [&](long i, auto q, const double* w) {
-            double weights[q];
-            for (int r = 0; r < q; ++r) weights[r] = v.get(i + r);
-            Sums<DIM>{job.data}.template outputs<q>(w, weights, part);
-        });
+void outputs(const Job& job, long begin, long end, const double* v, double* out) {
+    job.groups(begin, end, [&](long i, auto q, const double* w) {
+        Sums<DIM>{job.data}.template outputs<q>(w, v + (i - begin), out);
+    });
+}
+template <int DIM>
+void heights(const Job& job, long begin, long end, double* out) {
+    job.groups(begin, end, [&](long i, auto q, const double* w) {
+        Sums<DIM>{job.data}.template heights<q>(w, out + (i - begin));
     });
 }
 
-template <int DIM>
+void outputs(const Job& job, const Rows& v, double* out) {
+    job.reduce(out, [&](long, long begin, long end, double* part) {
+        std::vector<double> weights(end - begin);
+        for (long i = begin; i < end; ++i) weights[i - begin] = v.get(i);
+        CHOSEN(outputs, job.data.dim)(job, begin, end, weights.data(), part);
+    });
+}
+
 void heights(const Job& job, const Rows& out) {
     job.spread([&](long, long begin, long end) {
-        job.groups(begin, end, [&](long i, auto q, const double* w) {
-            double found[q];
-            Sums<DIM>{job.data}.template heights<q>(w, found);
-            for (int r = 0; r < q; ++r) out.set(i + r, 0, found[r]);
-        });
+        std::vector<double> found(end - begin);
+        CHOSEN(heights, job.data.dim)(job, begin, end, found.data());
+        for (long i = begin; i < end; ++i) out.set(i, 0, found[i - begin]);
     });
 }
 
@@ -201,6 +222,90 @@ void slopes(const Job& job, const Rows& out) {
         });
     });
 }
+
+// ------------------------------------------------------------------------------------------------------------ networks
+
+// Nodes (outer, directions, inner), on which the network's amplitude is constant along the directions.
+struct Network {
+    long outer, inner;
+    const double* amplitude;  // (outer, inner)
+};
+
+// out = scale base + s v + alpha V; no V: zero.
+template <class A>
+void blend(const A* base, double scale, const A* potential, double alpha, const double* v, double s, A* out, long n) {
+    if (potential)
+        registers(n, [&](long i, auto left) {
+            const V x = s * load(v + i, left) + scale * load(base + i, left);
+            store(out + i, x + alpha * load(potential + i, left), left);
+        });
+    else
+        registers(n, [&](long i, auto left) {
+            store(out + i, s * load(v + i, left) + scale * load(base + i, left), left);
+        });
+}
+
+// out = scale base + alpha (V + amplitude x heights). In runs of nodes where amplitude x height is s v_i: along the
+// inner nodes, or across the directions if there is one each.
+template <class A>
+void blend(const Job& job, const Network& net, const A* base, double scale, const A* potential, double alpha, A* out) {
+    const long W = job.count, I = net.inner;
+    auto run = [&](long at, long n, const double* v, double s) {
+        blend(base + at, scale, potential ? potential + at : nullptr, alpha, v, alpha * s, out + at, n);
+    };
+    job.spread([&](long, long begin, long end) {
+        std::vector<double> height(end - begin);
+        CHOSEN(heights, job.data.dim)(job, begin, end, height.data());
+        for (long o = 0; o < net.outer; ++o)
+            if (I == 1) run(o * W + begin, end - begin, height.data(), net.amplitude[o]);
+            else
+                for (long d = begin; d < end; ++d)
+                    run((o * W + d) * I, I, net.amplitude + o * I, height[d - begin]);
+    });
+}
+
+// log_p += rest; each(i, left, exp(log_p)). Whether an exponential is no number.
+template <class P, class A, class F>
+inline bool moved(A* log_p, const A* rest, long n, F each) {
+    M wrong{};
+    registers(n, [&](long i, auto left) {
+        V x = load(log_p + i, left, -1000) + load(rest + i, left);
+        store(log_p + i, x, left);
+        if (sizeof(A) < sizeof(double)) x = load(log_p + i, left, -1000);  // rounded as what is kept
+        wrong |= undefined(x) | (M)(x > 709);
+        each(i, left, exp_of<P>(x));
+    });
+    return any(wrong);
+}
+
+// log_p += rest, and the outputs of exp(log_p); NaN where that is no number.
+template <class P, class A>
+void weigh(const Job& job, const Network& net, A* log_p, const A* rest, double* out) {
+    const long W = job.count, I = net.inner;
+    job.reduce(out, [&](long, long begin, long end, double* part) {
+        std::vector<double> weights(end - begin);
+        bool wrong = false;
+        for (long o = 0; o < net.outer; ++o) {
+            const double* amplitude = net.amplitude + o * I;
+            if (I == 1)
+                wrong |= moved<P>(log_p + o * W + begin, rest + o * W + begin, end - begin,
+                                  [a = amplitude[0], w = weights.data()](long i, auto left, V p) {
+                                      store(w + i, load(w + i, left) + a * p, left);
+                                  });
+            else
+                for (long d = begin; d < end; ++d) {
+                    V w{};
+                    wrong |= moved<P>(log_p + (o * W + d) * I, rest + (o * W + d) * I, I,
+                                      [&w, amplitude](long i, auto left, V p) { w += load(amplitude + i, left) * p; });
+                    weights[d - begin] += sum(w);
+                }
+        }
+        if (wrong) std::fill(weights.begin(), weights.end(), NAN);
+        CHOSEN(outputs, job.data.dim)(job, begin, end, weights.data(), part);
+    });
+}
+
+// ----------------------------------------------------------------------------------------------------------- particles
 
 struct Neurons {
     Rows a, masses, moved;  // second layer, masses, and the new (w, a)
@@ -241,13 +346,51 @@ void descend(const Job& job, const Neurons& neurons, double* out, double* fastes
     *fastest = std::sqrt(top);
 }
 
+
 }  // namespace
 
-#define CHOSEN(f, job) ((job).data.dim == 1 ? f<1> : (job).data.dim == 2 ? f<2> : (job).data.dim == 3 ? f<3> : f<0>)
+struct Pairs {  // directions and data
+    long count;
+    Rows w;
+    long n, dim, padded;
+    const double* x;
 
-extern "C" void bigjko_outputs(const Job* job, const Rows* v, double* out) { CHOSEN(outputs, *job)(*job, *v, out); }
-extern "C" void bigjko_heights(const Job* job, const Rows* out) { CHOSEN(heights, *job)(*job, *out); }
-extern "C" void bigjko_slopes(const Job* job, const Rows* out) { CHOSEN(slopes, *job)(*job, *out); }
-extern "C" void bigjko_descend(const Job* job, const Neurons* neurons, double* out, double* fastest) {
-    CHOSEN(descend, *job)(*job, *neurons, out, fastest);
+    Job job(long threads, const Network* net = nullptr) const {
+        return {count, net ? net->outer * net->inner : 1, threads, w, {n, dim, padded, x, {}, {}}};
+    }
+    Job job(long threads, const double* z, bool scaled, const Network* net = nullptr) const {
+        Job job = this->job(threads, net);
+        job.data.weigh(z);
+        if (scaled) job.data.scale();
+        return job;
+    }
+};
+
+extern "C" void bigjko_outputs(const Pairs* pairs, const Rows* v, double* out, long threads) {
+    outputs(pairs->job(threads), *v, out);
+}
+extern "C" void bigjko_heights(const Pairs* pairs, const double* z, const Rows* out, long threads) {
+    heights(pairs->job(threads, z, false), *out);
+}
+extern "C" void bigjko_slopes(const Pairs* pairs, const double* z, const Rows* out, long threads) {
+    CHOSEN(slopes, pairs->dim)(pairs->job(threads, z, true), *out);
+}
+extern "C" void bigjko_descend(const Pairs* pairs, const double* z, const Neurons* neurons, double* out,
+                               double* fastest, long threads) {
+    CHOSEN(descend, pairs->dim)(pairs->job(threads, z, true), *neurons, out, fastest);
+}
+extern "C" void bigjko_blend(const Pairs* pairs, const double* z, const Network* net, const void* base, double scale,
+                             const void* potential, double alpha, void* out, long single, long threads) {
+    in_dtype(single, [&](auto, auto a) {
+        using A = decltype(a);
+        const Job job = pairs->job(threads, z, false, net);
+        blend(job, *net, (const A*)base, scale, (const A*)potential, alpha, (A*)out);
+    });
+}
+extern "C" void bigjko_weigh(const Pairs* pairs, const Network* net, void* log_p, const void* rest, double* out,
+                             long single, long threads) {
+    in_dtype(single, [&](auto precision, auto a) {
+        using A = decltype(a);
+        weigh<decltype(precision)>(pairs->job(threads, net), *net, (A*)log_p, (const A*)rest, out);
+    });
 }

@@ -1,7 +1,9 @@
-"""Sums over directions and data of relu(w . x) as compiled code (ridge.cpp)."""
+"""Sums over directions and data of relu(w . x), and over nodes that are directions times the rest (ridge.cpp)."""
 
 import ctypes
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,13 +27,17 @@ class _Rows(ctypes.Structure):
         return cls(values.data_ptr(), values.stride(0), values.dtype == torch.float32)
 
 
-class _Job(ctypes.Structure):
+class _Pairs(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("count", "threads")),
+        ("count", ctypes.c_long),
         ("w", _Rows),
         *((name, ctypes.c_long) for name in ("n", "dim", "padded")),
-        *((name, ctypes.c_void_p) for name in ("x", "z", "zx")),
+        ("x", ctypes.c_void_p),
     ]
+
+
+class _Network(ctypes.Structure):
+    _fields_ = [("outer", ctypes.c_long), ("inner", ctypes.c_long), ("amplitude", ctypes.c_void_p)]
 
 
 class _Neurons(ctypes.Structure):
@@ -44,7 +50,23 @@ class _Neurons(ctypes.Structure):
 @functools.cache
 def load(march: str = "native") -> Any:
     """The compiled sums, or None where they cannot be had."""
-    return compiler.load("ridge.cpp", march)
+    library = compiler.load("ridge.cpp", march)
+    if library is None:
+        return None
+    pairs, rows, network = (ctypes.POINTER(kind) for kind in (_Pairs, _Rows, _Network))
+    place, real, single = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
+    kinds = {
+        "bigjko_outputs": (rows, place),
+        "bigjko_heights": (place, rows),
+        "bigjko_slopes": (place, rows),
+        "bigjko_descend": (place, ctypes.POINTER(_Neurons), place, ctypes.POINTER(ctypes.c_double)),
+        "bigjko_blend": (place, network, place, real, place, real, place, single),
+        "bigjko_weigh": (network, place, place, place, single),
+    }
+    for name, arguments in kinds.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = None, (pairs, *arguments, ctypes.c_long)
+    return library
 
 
 def _checked(values: Tensor, size: int) -> Tensor:
@@ -52,6 +74,35 @@ def _checked(values: Tensor, size: int) -> Tensor:
     if values.shape != (size,) or values.device.type != "cpu":
         raise GridError(f"received values of shape {tuple(values.shape)} on {values.device}, need ({size},) on the CPU")
     return values if values.dtype in _DTYPES else values.double()
+
+
+class Network:
+    """Nodes (outer, directions, inner) on which a network's amplitude is constant along the directions.
+
+    Args:
+        shape: of values on the nodes.
+        direction_axes: side by side, in order.
+        amplitude: broadcast over the shape.
+    """
+
+    @classmethod
+    def of(cls, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> "Network | None":
+        """None where the amplitude is another (particles), or tracked."""
+        first = min(direction_axes, default=0)
+        together = tuple(direction_axes) == tuple(range(first, first + len(direction_axes)))
+        sizes = (1,) * (len(shape) - amplitude.ndim) + tuple(amplitude.shape)
+        constant = together and all(sizes[k] == 1 for k in direction_axes) and not amplitude.requires_grad
+        return cls(shape, direction_axes, amplitude) if constant and math.prod(shape) > 0 else None
+
+    def __init__(self, shape: Sequence[int], direction_axes: Sequence[int], amplitude: Tensor) -> None:
+        sizes = [1 if k in direction_axes else size for k, size in enumerate(shape)]
+        first = min(direction_axes, default=0)
+        self._amplitude = amplitude.double().expand(sizes).contiguous()
+        self._sizes = math.prod(shape[:first]), math.prod(sizes[first:])
+
+    def struct(self) -> _Network:  # no pointer is kept: a stepper can be copied and pickled
+        """For C++."""
+        return _Network(*self._sizes, self._amplitude.data_ptr())
 
 
 class Compiled(Stream):
@@ -78,16 +129,20 @@ class Compiled(Stream):
         self._columns = torch.zeros(d, -(-n // _PAD) * _PAD, dtype=torch.float64)
         self._columns[:, :n] = X.detach().T
 
-    def _call(self, name: str, *arguments: Any, z: Tensor | None = None) -> None:
+    @functools.cached_property
+    def _pairs(self) -> _Pairs:
         (N, d), (n, padded) = self.directions.shape, (self.X.shape[0], self._columns.shape[1])
-        places = [self._columns.data_ptr(), 0, 0]
-        if z is not None:
-            filled = torch.zeros(padded, dtype=torch.float64)
-            filled[:n] = _checked(z, n)
-            scaled = filled * self._columns
-            places[1:] = filled.data_ptr(), scaled.data_ptr()
-        threads = torch.get_num_threads() if N * n >= _ALONE else 1
-        getattr(load(), name)(ctypes.byref(_Job(N, threads, _Rows.of(self._rows), n, d, padded, *places)), *arguments)
+        return _Pairs(N, _Rows.of(self._rows), n, d, padded, self._columns.data_ptr())
+
+    def __getstate__(self) -> dict[str, Any]:  # without pointers: a stepper can be copied and pickled
+        return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
+
+    def _threads(self, nodes: int = 0) -> int:
+        many = self.directions.shape[0] * self.X.shape[0] >= _ALONE
+        return torch.get_num_threads() if many else compiler.threads(nodes)
+
+    def _numbers(self, z: Tensor) -> Tensor:
+        return _checked(z, self.X.shape[0]).double().contiguous()
 
     def outputs(self, weights: Tensor) -> Tensor:
         """See Stream."""
@@ -95,23 +150,43 @@ class Compiled(Stream):
             return Tiled(self.directions, self.X).outputs(weights)
         weights = _checked(weights, self.directions.shape[0])
         out = torch.empty(self.X.shape[0], dtype=torch.float64)
-        self._call("bigjko_outputs", ctypes.byref(_Rows.of(weights)), ctypes.c_void_p(out.data_ptr()))
+        load().bigjko_outputs(self._pairs, _Rows.of(weights), out.data_ptr(), self._threads())
         return out
 
     def potential(self, z: Tensor) -> Tensor:
         """See Stream."""
         if self._tracked(z):
             return Tiled(self.directions, self.X).potential(z)
-        out = self._rows.new_empty(self.directions.shape[0])
-        self._call("bigjko_heights", ctypes.byref(_Rows.of(out)), z=z)
+        out, z = self._rows.new_empty(self.directions.shape[0]), self._numbers(z)
+        load().bigjko_heights(self._pairs, z.data_ptr(), _Rows.of(out), self._threads())
         return out
 
     def slopes(self, z: Tensor) -> Tensor:
         """See Stream."""
         if self._tracked(z):
             return Tiled(self.directions, self.X).slopes(z)
-        out = self._rows.new_empty(self.directions.shape)
-        self._call("bigjko_slopes", ctypes.byref(_Rows.of(out)), z=z)
+        out, z = self._rows.new_empty(self.directions.shape), self._numbers(z)
+        load().bigjko_slopes(self._pairs, z.data_ptr(), _Rows.of(out), self._threads())
+        return out
+
+    def blend(
+        self, on: Network, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor
+    ) -> bool:
+        """Writes scale base + alpha (V + amplitude potential(z)) into out; whether it could."""
+        if self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
+            return False
+        z, added = self._numbers(z), None if V is None else V.data_ptr()
+        places = (z.data_ptr(), on.struct(), base.data_ptr(), scale, added, alpha, out.data_ptr())
+        load().bigjko_blend(self._pairs, *places, out.dtype == torch.float32, self._threads(out.numel()))
+        return True
+
+    def weigh(self, on: Network, log_p: Tensor, rest: Tensor) -> Tensor | None:
+        """Adds rest to log_p; outputs of amplitude exp(log_p). None where it could not."""
+        if self._tracked() or not compiler.takes(log_p, rest):
+            return None
+        out = torch.empty(self.X.shape[0], dtype=torch.float64)
+        places = (on.struct(), log_p.data_ptr(), rest.data_ptr(), out.data_ptr())
+        load().bigjko_weigh(self._pairs, *places, log_p.dtype == torch.float32, self._threads(log_p.numel()))
         return out
 
     def descend(self, a: Tensor, masses: Tensor, z: Tensor, dt: float, decay: float) -> Moved:
@@ -119,10 +194,9 @@ class Compiled(Stream):
         if self._tracked(a, masses, z):
             return Tiled(self.directions, self.X).descend(a, masses, z, dt, decay)
         N, d = self.directions.shape
-        a, masses = _checked(a, N), _checked(masses, N)
+        a, masses, z = _checked(a, N), _checked(masses, N), self._numbers(z)
         moved, out = self._rows.new_empty(N, d + 1), torch.empty(self.X.shape[0], dtype=torch.float64)
         fastest = ctypes.c_double()
         neurons = _Neurons(_Rows.of(a), _Rows.of(masses), _Rows.of(moved), dt, decay)
-        places = ctypes.c_void_p(out.data_ptr()), ctypes.byref(fastest)
-        self._call("bigjko_descend", ctypes.byref(neurons), *places, z=z)
+        load().bigjko_descend(self._pairs, z.data_ptr(), neurons, out.data_ptr(), fastest, self._threads())
         return Moved(moved, out, fastest.value)

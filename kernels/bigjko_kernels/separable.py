@@ -15,7 +15,6 @@ The exponentials are N (1 + 3/16) an axis instead of N n, the rest is BLAS in fl
 
 import math
 import threading
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from .costs import Cost, geodesic
 from .errors import KernelError
 from .factors import Circle, Factor
-from .fused import FusedAxis, in_cache
+from .fused import FusedAxis, InTurn
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 from .pages import empty
@@ -33,8 +32,6 @@ _WIDEST = 17  # tiles in a window, or more while its table is no larger than one
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
 _CHUNK = 1 << 20  # elements of a temporary
-_CACHED = 1 << 16  # nodes of a slab whose axes are done in turn before the next: two arrays of 512 KiB
-_SHARED = 8  # slabs, at least, for threads to share
 _lock = threading.Lock()  # windows and the array in between are written: not by two threads at once
 _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs more than a wider window
 
@@ -68,12 +65,14 @@ class Separable(GibbsKernel):
         parts = self.cost.per_factor(grid)
         if parts is None:
             raise KernelError(f"received {self.cost!r} on {grid!r}, which is no sum over factors: use kernels.Lazy")
-        self._axes: list[FusedAxis | TorchAxis | None] = []
-        for f, part in zip(grid.factors, parts, strict=True):
-            chosen = axis or (FusedAxis if FusedAxis.takes(f, grid.size) else TorchAxis)
-            self._axes.append(None if part is None or f.size == 1 else chosen(f, part, epsilon, grid.size))
-
-        self.axis = axis
+        found: list[tuple[int, FusedAxis | TorchAxis]] = []
+        for k, (f, part) in enumerate(zip(grid.factors, parts, strict=True)):
+            if part is not None and f.size > 1:
+                chosen = axis or (FusedAxis if FusedAxis.takes(f, grid.size) else TorchAxis)
+                found.append((k, chosen(f, part, epsilon, grid.size)))
+        self.axis, self._axes = axis, found
+        fused = [(k, axis) for k, axis in found if isinstance(axis, FusedAxis)]
+        self._in_turn = InTurn(fused, grid.shape) if found and len(fused) == len(found) else None
         self._between: Tensor | None = None
 
     def on(self, grid: Grid) -> "Separable":
@@ -85,48 +84,38 @@ class Separable(GibbsKernel):
             return self._axis_by_axis(b, out)
 
     def _axis_by_axis(self, b: Tensor, out: Tensor) -> Tensor:
-        axes = [(k, axis) for k, axis in enumerate(self._axes) if axis is not None]
-        if not axes:
+        if not self._axes:
             return out.copy_(b)
         # The first axis last: before it the others are done slab by slab, in the cache. Rounded once, at the end: in
         # between, values can be far larger than the answer.
-        (lead, first), rest = axes[0], axes[1:]
+        (lead, first), rest = self._axes[0], self._axes[1:]
         shape = (math.prod(b.shape[:lead]), b.shape[lead], math.prod(b.shape[lead + 1 :]))
-        if not rest:
-            target = torch.empty_like(out) if out.data_ptr() == b.data_ptr() else out
-            first(b.reshape(shape), target.view(shape))
-            return out if target is out else out.copy_(target)
-        if self._between is None:
+        if not rest and out.data_ptr() == b.data_ptr():
+            b = b.clone()
+        if rest and self._between is None:
             self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
-        rows, between = b.reshape(-1, shape[2]), self._between
-        rows, between = self._left(rows, between, b.shape[lead + 1 :], [(k - lead - 1, axis) for k, axis in rest])
+        left: slice | None = slice(0, shape[0] * shape[1])
+        if self._in_turn is not None and self._in_turn.possible and b.is_contiguous():
+            left = self._in_turn(b, self._between, out)
+        if left is None:
+            return out
+        if self._between is None:
+            first(b.reshape(shape), out.view(shape))
+            return out
+        rows, between = b.reshape(-1, shape[2])[left], self._between[left]
         step = max(1, _CHUNK // shape[2])
         spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
         for start in range(0, rows.shape[0], step):
             slab, target = rows[start : start + step], between[start : start + step]
             # Back and forth, so that the last of them writes into `between`.
             ends = [target, spare[: target.shape[0]]]
-            for left, (k, axis) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
+            for to_come, (k, axis) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
                 lines = (-1, b.shape[k], math.prod(b.shape[k + 1 :]))
-                end = ends[left % 2]
+                end = ends[to_come % 2]
                 axis(slab.reshape(lines), end.view(lines))
                 slab = end
         first(self._between.view(shape), out.view(shape))
         return out
-
-    def _left(
-        self, rows: Tensor, between: Tensor, shape: Sequence[int], rest: "list[tuple[int, FusedAxis | TorchAxis]]"
-    ) -> tuple[Tensor, Tensor]:
-        """What is left to do axis by axis after all slabs were tried that fit the cache."""
-        fused = [(k, axis) for k, axis in rest if isinstance(axis, FusedAxis)]
-        fits = rows.shape[1] <= _CACHED and rows.shape[0] >= _SHARED and rows.is_contiguous()
-        if len(rest) < 2 or len(fused) < len(rest) or not fits:
-            return rows, between
-        last_first = fused[::-1]
-        done = in_cache([axis for _, axis in last_first], shape, [k for k, _ in last_first], rows, between)
-        left = (~done).nonzero()[:, 0].tolist()
-        part = slice(left[0], left[-1] + 1) if left else slice(0)
-        return rows[part], between[part]
 
 
 class TorchAxis:
