@@ -4,6 +4,8 @@ A steep g* (Logistic) has infinite slope on its walls: no answer lies there, and
 not (Huber) has answers on its walls, one coordinate for every outlier that pulls with all its force.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -76,8 +78,10 @@ class DualBox:
         """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
         if self.y.numel() == 0:
             return 0.0
-        apart, size = torch.stack([z - self.loss.gradient(outputs, self.y), z]).abs().amax(1).tolist()
-        return float(apart / max(size, self._force, 1e-300))
+        apart, size = (
+            float(torch.linalg.vector_norm(x, math.inf)) for x in (z - self.loss.gradient(outputs, self.y), z)
+        )
+        return apart / max(size, self._force, 1e-300)
 
 
 _ROUNDING = 1e-14  # share of the dual box that no step may enter: there a steep g* is infinite in floating point

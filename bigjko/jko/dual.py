@@ -128,7 +128,7 @@ class DualSolver(StepSolver):
             B = B if refresh else _learn(B, *pairs[-1])
             point = found
         u, z = point.outputs, point.z
-        gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - (z * u).sum())
+        gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - z @ u)
         u, z, B = (x.to(device) for x in (u, z, B))
         return Solution(problem.room.log_p, u, z, B, evaluations, residual, gap, status)
 
@@ -201,9 +201,9 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
     image = B @ move
     pull, push = float(move @ image), float(move @ change)
     if pull > 0:
-        B = B - torch.outer(image, image) / pull
+        B = B.addr(image, image, alpha=-1 / pull)
     if push > 1e-14 * math.sqrt(float(move @ move) * float(change @ change)):
-        B = B + torch.outer(change, change) / push
+        B = B.addr(change, change, alpha=1 / push)
     return B
 
 

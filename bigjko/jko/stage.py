@@ -14,6 +14,7 @@ from bigjko_kernels.sums import sum64
 from ..energy import Composite
 from ..measure import GridMeasure
 from ..transport import Transport
+from .box import DualBox
 
 Box = tuple[slice, ...]
 
@@ -33,6 +34,11 @@ class Stage:
     grid: Grid
     composite: Composite
     transport: Transport
+
+    @cached_property
+    def dual_box(self) -> DualBox:
+        """That of the energy's loss and labels, on the host."""
+        return DualBox(self.composite.loss, self.composite.targets.cpu())
 
     def cut(self, x: Tensor) -> Tensor:
         """The values of the whole grid that lie on the stage."""
@@ -147,7 +153,7 @@ def _around(along: list[Tensor], held: Box, grid: Grid, allowed: float, margin: 
     box, spare = list(held), max(0.0, allowed) / (2 * max(1, len(lines)))
     for k in lines:
         mass = along[k].cpu().numpy()
-        low, high = int((mass.cumsum() <= spare).sum()), int((mass[::-1].cumsum() <= spare).sum())
+        low, high = (int(x.cumsum().searchsorted(spare, side="right")) for x in (mass, mass[::-1]))
         start = max(0, (held[k].start + low - margin) // _ROUND * _ROUND)
         stop = min(grid.shape[k], -(-(held[k].stop - high + margin) // _ROUND) * _ROUND)
         box[k] = slice(start, stop)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -228,16 +229,20 @@ class JKO(Stepper[GridMeasure, JKOState]):
         after = JKOState(z, d, learned, margin, stage.box, old)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
+    @cached_property
+    def _whole(self) -> Stage:
+        return Stage(None, self.grid, self.composite, self.transport)
+
     def _stage(self, box: Box | None) -> Stage:
         """The stage of a box; the last one is kept, since a flow seldom needs another."""
         if box is None:
-            return Stage(None, self.grid, self.composite, self.transport)
+            return self._whole
         stage = next((known for known in self._last if known.box == box), None)
         if stage is None:
             grid = part(self.grid, box)
             kernel, neurons = self.transport.kernel.on(grid), self.neurons
             if kernel is None:
-                return self._stage(None)
+                return self._whole
             transport = Balanced(kernel) if neurons is None else neurons.transport(kernel)
             stage = Stage(box, grid, restricted(self.energy, self.composite, grid, box), transport)
         self._last[:] = [stage]  # at once: another thread may share the stepper
@@ -250,7 +255,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
-        box = DualBox(energy.loss, energy.targets.cpu())
+        box = stage.dual_box if energy is stage.composite else DualBox(energy.loss, energy.targets.cpu())
         z = foreseen(box, state.z.cpu(), curvature.cpu()) if state.z.numel() else state.z
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
         for left in range(self.entropy.passes - 1, -1, -1):
