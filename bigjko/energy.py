@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Circle, Features, Grid, Sheets, Sphere
+from bigjko_kernels.passes import Feed
 from bigjko_kernels.sums import inner
 
 from .errors import RiskError
@@ -48,9 +49,9 @@ class Composite:
         """V + M^T z: the first variation of F where z = grad g(M p)."""
         return self.potential + self.features.potential(z.to(self.potential.dtype))
 
-    def blend(self, base: Tensor, scale: float, alpha: float, z: Float[Tensor, " n"], out: Tensor) -> Tensor:
-        """scale base + alpha (V + M^T z), written into out, which is not base."""
-        return self.features.blend(base, scale, self._V, alpha, z.to(self.potential.dtype), out)
+    def feed(self, base: Tensor, scale: float, alpha: float, z: Float[Tensor, " n"], out: Tensor) -> Feed:
+        """What writes scale base + alpha (V + M^T z) into out, which is not base."""
+        return self.features.feed(base, scale, self._V, alpha, z.to(self.potential.dtype), out)
 
     def weigh(self, log_p: Tensor, rest: Tensor) -> Float[Tensor, " n"]:
         """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""

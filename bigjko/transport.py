@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.passes import Rule, divide
+from bigjko_kernels.passes import Division, Feed, Multiple, Rule
 from bigjko_kernels.sums import sum64
 
 from .errors import StepError
 
 OnGrid = Float[Tensor, "*grid"]
-Tilt = Callable[[OnGrid, float, float, OnGrid], OnGrid]
-"""A linear h, by what it does: (base, scale, alpha, out) -> scale base + alpha h, in out, which is not base."""
+Tilt = Callable[[OnGrid, float, float, OnGrid], Feed]
+"""A linear h, by what it does: (base, scale, alpha, out) -> what writes scale base + alpha h into out, not base."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ class Transport(ABC):
     def respond(self, log_q: OnGrid, h: OnGrid, d: OnGrid) -> Response:
         """min over p of T_eps(p, q) + <h - d, p>; `feasible(h, d)` must hold. Two applications."""
 
-        def tilt(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> OnGrid:
-            return torch.mul(base, scale, out=out).add_(h, alpha=alpha)
+        def tilt(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> Feed:
+            return Feed(lambda: torch.mul(base, scale, out=out).add_(h, alpha=alpha))
 
         found = self.respond_into(log_q, log_q.exp(), tilt, d, 1.0, torch.empty_like(d), torch.empty_like(d))
         if found is None:
@@ -132,9 +132,10 @@ class Balanced(Transport):
         self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
     ) -> Response | None:
         """See Transport."""
-        log_b = tilt(d, 1 / self.epsilon, -tau / self.epsilon, work)
-        value = divide(q, log_q, self.kernel.log_apply(log_b, out=out)).mul_(-self.epsilon)
-        return Response(value, self.kernel.log_apply(out, out=out), log_b)
+        self.kernel.log_apply(work, out=out, feed=tilt(d, 1 / self.epsilon, -tau / self.epsilon, work))
+        over = Division(q, log_q, out)
+        log_p = self.kernel.log_apply(out, out=out, feed=over)
+        return Response(over.total.mul_(-self.epsilon), log_p, work)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -142,7 +143,7 @@ class Balanced(Transport):
 
     def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
         """K b, b = exp(d / eps)."""
-        return self.kernel.log_apply(torch.mul(d, 1 / self.epsilon, out=out), out=out)
+        return self.kernel.log_apply(out, out=out, feed=Multiple(d, 1 / self.epsilon, out))
 
     def refitting(self, share: float) -> Rule:
         """r = b K b; half a Sinkhorn update is eps / 2. Reference: Janati, Cuturi and Gramfort 2020."""
@@ -176,8 +177,9 @@ class Scaled(Transport):
     ) -> Response | None:
         """See Transport. Of q itself Balanced sums its value and no more."""
 
-        def shared(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> OnGrid:
-            return tilt(base, 0.0, alpha, out).div_(self.squares).add_(base, alpha=scale)
+        def shared(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> Feed:
+            tilt(base, 0.0, alpha, out).whole()
+            return Feed(lambda: out.div_(self.squares).add_(base, alpha=scale))
 
         return self.unit.respond_into(log_q, q * self.squares, shared, d, tau, work, out)
 
@@ -232,7 +234,8 @@ class WassersteinFisherRao(Transport):
         """See Transport."""
         eps = self.epsilon
         # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
-        grown = tilt(torch.neg(d, out=out).expm1_(), 1.0, tau, work)
+        tilt(torch.neg(d, out=out).expm1_(), 1.0, tau, work).whole()
+        grown = work
         if not bool(grown.min() > -1):
             return None
         log_a = grown.log1p_().mul_(-1 / eps)

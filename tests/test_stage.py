@@ -10,6 +10,7 @@ import torch
 import bigjko as bj
 from bigjko.jko.stage import BoxedMeasure, support
 from bigjko.transport import Response
+from bigjko_kernels.passes import Feed
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning")
@@ -251,8 +252,8 @@ def test_the_contract_of_a_transport(d: int) -> None:
     told = transport.respond(q, h, fit)
 
     def into(h: torch.Tensor) -> Response | None:
-        def tilt(base: torch.Tensor, scale: float, alpha: float, out: torch.Tensor) -> torch.Tensor:
-            return torch.add(scale * base, h, alpha=alpha, out=out)
+        def tilt(base: torch.Tensor, scale: float, alpha: float, out: torch.Tensor) -> Feed:
+            return Feed(lambda: torch.add(scale * base, h, alpha=alpha, out=out))
 
         return transport.respond_into(q, q.exp(), tilt, fit, 0.1, torch.empty_like(fit), torch.empty_like(fit))
 

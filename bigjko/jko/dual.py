@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.passes import Feed
 from bigjko_kernels.sums import parts
 
 from ..errors import StepError
@@ -137,8 +138,8 @@ class DualSolver(StepSolver):
         energy, room, loss = problem.energy, problem.room, problem.energy.loss
         log_q, q, d, on_device = problem.log_q, problem.q, problem.d, z.to(problem.q.device)
 
-        def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Tensor:
-            return energy.blend(base, scale, alpha, on_device, out)
+        def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Feed:
+            return energy.feed(base, scale, alpha, on_device, out)
 
         response = problem.transport.respond_into(log_q, q, tilt, d, problem.tau, room.work, room.log_p)
         if response is None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import GridError
+from .passes import Feed
 from .ridge import Compiled, Network
 from .streams import Stream, Tiled
 from .sums import rows_at_once
@@ -36,6 +37,18 @@ class Features(ABC):
         """scale base + alpha (V + M^T z), written into out, which is neither base nor V; no V is V = 0."""
         self._add_potential(z, alpha, torch.mul(base, scale, out=out))
         return out if V is None else out.add_(V, alpha=alpha)
+
+    def feed(
+        self,
+        base: Float[Tensor, "*nodes"],
+        scale: float,
+        V: Float[Tensor, "*nodes"] | None,
+        alpha: float,
+        z: Float[Tensor, " n"],
+        out: Float[Tensor, "*nodes"],
+    ) -> Feed:
+        """What does that, for a kernel that reads out."""
+        return Feed(lambda: self.blend(base, scale, V, alpha, z, out))
 
     def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
         """Adds alpha M^T z to out."""
@@ -123,11 +136,29 @@ class Ridge(Features):
         out: Float[Tensor, "*nodes"],
     ) -> Float[Tensor, "*nodes"]:
         """See Features."""
-        if self._compiled is not None:
-            stream, on = self._compiled
-            if stream.blend(on, base, scale, V, alpha, z, out):
-                return out
-        return super().blend(base, scale, V, alpha, z, out)
+        if (blend := self._blend(base, scale, V, alpha, z, out)) is None:
+            return super().blend(base, scale, V, alpha, z, out)
+        blend.whole()
+        return out
+
+    def _blend(self, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor) -> Feed | None:
+        if self._compiled is None:
+            return None
+        stream, on = self._compiled
+        return stream.blend(on, base, scale, V, alpha, z, out)
+
+    def feed(
+        self,
+        base: Float[Tensor, "*nodes"],
+        scale: float,
+        V: Float[Tensor, "*nodes"] | None,
+        alpha: float,
+        z: Float[Tensor, " n"],
+        out: Float[Tensor, "*nodes"],
+    ) -> Feed:
+        """See Features."""
+        blend = self._blend(base, scale, V, alpha, z, out)
+        return super().feed(base, scale, V, alpha, z, out) if blend is None else blend
 
     def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
         """Without an array for M^T z."""

@@ -601,14 +601,23 @@ struct Turns {  // one thread's, of values of shape (before, n, after)
     }
 };
 
+// What makes nodes [from, to) of the input, just before they are read; they are share number `share` of all.
+struct Feed {
+    void (*make)(const void* what, long share, long from, long to);
+    const void* what;
+};
+
 template <class P, class A, class B>
 void spread(const Axis* a, const void* in, void* out, long before, long after, uint8_t* done, long threads,
-            long* result) {
+            long* result, const Feed* feed) {
     std::atomic<long> next{0}, missing{0}, wrong{0};
     auto work = [&] {
         Turns<P, A, B> t(*a, before, after);
-        for (long turn; (turn = next++) < t.all;)
+        for (long turn; (turn = next++) < t.all;) {
+            const long from = turn * t.width, to = std::min(t.count, from + t.width);
+            if (feed) feed->make(feed->what, turn, from * a->n, to * a->n);
             if (!done[turn]) missing += !(done[turn] = t.done((const A*)in, (B*)out, turn));
+        }
         wrong += t.w.wrong;
     };
     on_threads(std::min(threads, before * after / wide(a->n, before, after)), work);
@@ -622,7 +631,8 @@ struct Among {  // an axis among those of an array
 
 // Several axes in turn, on slabs (count, size) of an array, each in the cache until it is done. done: a byte a slab.
 template <class P, class A>
-void slabs(const Among* axes, long some, const A* in, double* out, long size, long count, uint8_t* done, long threads) {
+void slabs(const Among* axes, long some, const A* in, double* out, long size, long count, uint8_t* done, long threads,
+           const Feed* feed) {
     std::atomic<long> next{0};
     auto work = [&] {
         Doubles spare(size);
@@ -633,6 +643,7 @@ void slabs(const Among* axes, long some, const A* in, double* out, long size, lo
         for (long s; (s = next++) < count;) {
             double *to = out + s * size, *from = spare.data();  // back and forth, so that the last writes into out
             if (some % 2 == 0) std::swap(to, from);
+            if (feed) feed->make(feed->what, s, s * size, (s + 1) * size);
             bool well = first.done(in + s * size, to);
             for (auto& t : others) std::swap(to, from), well &= t.done(from, to);
             done[s] = well;
@@ -643,21 +654,21 @@ void slabs(const Among* axes, long some, const A* in, double* out, long size, lo
 
 // One axis of a whole array. Whether it lacks no blocks and has no marks.
 template <class P, class A, class B>
-bool all_lines(const Among& a, const A* in, B* out, long threads) {
+bool all_lines(const Among& a, const A* in, B* out, long threads, const Feed* feed = nullptr) {
     std::vector<uint8_t> done((a.before * a.after + W - 1) / W);
     long result[2];
-    spread<P, A, B>(a.axis, in, out, a.before, a.after, done.data(), threads, result);
+    spread<P, A, B>(a.axis, in, out, a.before, a.after, done.data(), threads, result, feed);
     return !result[0] && !result[1];
 }
 
 template <class P, class A>
 long in_turn(const Among* axes, long some, const A* in, double* between, A* out, long size, long count, uint8_t* done,
-             long threads) {
-    if (some == 1) return all_lines<P>(axes[0], in, out, threads);
+             long threads, const Feed* feed) {
+    if (some == 1) return all_lines<P>(axes[0], in, out, threads, feed);
     if (some == 2) {
-        std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads));
+        std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads, feed));
     } else {
-        slabs<P>(axes, some - 1, in, between, size, count, done, threads);
+        slabs<P>(axes, some - 1, in, between, size, count, done, threads, feed);
     }
     if (std::count(done, done + count, 0)) return 0;
     return some - 1 + all_lines<P>(axes[some - 1], between, out, threads);
@@ -672,14 +683,16 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
     auto f = !single ? spread<Double, double, double>
              : in32  ? (out32 ? spread<Single, float, float> : spread<Single, float, double>)
                      : (out32 ? spread<Single, double, float> : spread<Single, double, double>);
-    f(a, in, out, before, after, done, threads, result);
+    f(a, in, out, before, after, done, threads, result, nullptr);
 }
 
 // All axes of an array (count, size), the last first: all but the first into `between`, with more than two axes slab by
 // slab in the cache, then the first into `out`. Returns how many are done. done: one byte a slab, 0 where it lacks
-// blocks or has marks, and is to be done again axis by axis.
+// blocks or has marks, and is to be done again axis by axis. feed: makes what goes in, slab by slab, or, with two axes,
+// 16 lines at a time, which lie one after the other; or null.
 extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, double* between, void* out, long single,
-                               long size, long count, uint8_t* done, long threads) {
-    return single ? in_turn<Single>(axes, some, (const float*)in, between, (float*)out, size, count, done, threads)
-                  : in_turn<Double>(axes, some, (const double*)in, between, (double*)out, size, count, done, threads);
+                               long size, long count, uint8_t* done, long threads, const Feed* feed) {
+    return single
+        ? in_turn<Single>(axes, some, (const float*)in, between, (float*)out, size, count, done, threads, feed)
+        : in_turn<Double>(axes, some, (const double*)in, between, (double*)out, size, count, done, threads, feed);
 }

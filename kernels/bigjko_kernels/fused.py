@@ -13,6 +13,7 @@ from torch import Tensor
 from . import compiler
 from .costs import Cost
 from .factors import Circle, Factor
+from .passes import Feed, Parts
 
 # As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
 _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 192
@@ -49,8 +50,8 @@ def load(march: str = "native") -> Any:
     kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
     lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
     lines.restype = None
-    arguments = (ctypes.POINTER(_Among), number, place, place, place, number, number, number, place, number)
-    library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = arguments, number
+    arguments = (number, place, place, place, number, number, number, place, number, ctypes.POINTER(Parts))
+    library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = (ctypes.POINTER(_Among), *arguments), number
     return library
 
 
@@ -196,22 +197,28 @@ class InTurn:
         befores = [math.prod(shape[lead + 1 : k] if slabs and k > lead else shape[:k]) for k, _ in axes[::-1]]
         self.sizes = list(zip(befores, (math.prod(shape[k + 1 :]) for k, _ in axes[::-1]), strict=True))
         self.possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
+        in_rows = len(axes) == 2 and self.sizes[0][1] == 1
+        self.shares = self.count if slabs else -(-self.count // _LINES) if in_rows else 0
 
-    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor) -> slice | None:
+    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor, feed: Feed | None = None) -> slice | None:
         """Which slabs of `between` are still to be done, before the first axis is; None if all is done.
 
         Args:
             b: contiguous.
             between: float64, for what all axes but the first make of b.
             out: not b where there is one axis.
+            feed: what makes b: share by share, or all of it at first where it cannot.
         """
+        parts = feed.parts(self.shares) if feed is not None and self.shares else None
+        if feed is not None and parts is None:
+            feed.whole()
         done = torch.empty(self.count, dtype=torch.uint8)
         with _lock:
             pairs = zip(self.axes, self.sizes, strict=True)
             among = (_Among * len(self.axes))(*(_Among(ctypes.addressof(a.tables), *size) for a, size in pairs))
             places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
             threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
-            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads)
+            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts)
             finished = load().bigjko_in_turn(among, len(self.axes), *places, *how)
         if finished == len(self.axes):
             return None

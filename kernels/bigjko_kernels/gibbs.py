@@ -12,6 +12,7 @@ from .costs import Cost
 from .errors import KernelError
 from .grid import Grid
 from .pages import empty_like
+from .passes import Feed
 
 LOG_ZERO = -math.inf
 """The logarithm of no mass, at every interface. No kernel may compute inf - inf from it."""
@@ -41,7 +42,7 @@ class GibbsKernel(ABC):
         self.cost = cost
 
     def log_apply(
-        self, b: Float[Tensor, "*grid"], *, out: Float[Tensor, "*grid"] | None = None
+        self, b: Float[Tensor, "*grid"], *, out: Float[Tensor, "*grid"] | None = None, feed: Feed | None = None
     ) -> Float[Tensor, "*grid"]:
         """log sum_k exp(-c_ik / epsilon + b_k), on the grid's shape.
 
@@ -49,6 +50,8 @@ class GibbsKernel(ABC):
             b: logarithms, LOG_ZERO where there is nothing; what +inf or NaN reaches is not finite.
             out: where the result goes, as in torch: contiguous, may be b itself; not with gradients. On large grids
                 the pages of a new array cost as much as an axis.
+            feed: what has still to make b, which a kernel may ask for part by part, in its own threads, so that every
+                part is in the cache when it is read; not with gradients.
         """
         self.grid.check(b, "log values")
         wanted = b.requires_grad and torch.is_grad_enabled()
@@ -57,6 +60,11 @@ class GibbsKernel(ABC):
             if wanted or not out.is_contiguous():
                 why = "a b that requires gradients" if wanted else "an out that is not contiguous"
                 raise KernelError(f"received {why}, need neither: leave out= away")
+        if feed is not None:
+            if wanted:
+                raise KernelError("received a feed for a b that requires gradients, need one of them")
+            return self._fed(feed, b, empty_like(b) if out is None else out)
+        if out is not None:
             return self._log_apply(b, out)
         if wanted:
             result: Tensor = _LogApply.apply(b, self)  # type: ignore[no-untyped-call]
@@ -70,6 +78,11 @@ class GibbsKernel(ABC):
     def fitted(self, b: Float[Tensor, "*grid"]) -> "GibbsKernel":
         """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""
         return self
+
+    def _fed(self, feed: Feed, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+        """The same for a b that is not yet made."""
+        feed.whole()
+        return self._log_apply(b, out)
 
     @abstractmethod
     def _log_apply(self, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:

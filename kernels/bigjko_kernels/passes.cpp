@@ -39,14 +39,6 @@ void shared(long count, long size, long threads, F each) {
     };
     on_threads(std::min(threads, all), work);
 }
-template <class F>  // of nodes, whose shares each give a number
-double total(long n, long threads, F each) {
-    std::vector<double> found(shares(n, 1));
-    shared(n, 1, threads, [&](long s, long from, long to) { found[s] = each(from, to - from); });
-    double sum = 0;
-    for (double f : found) sum += f;
-    return sum;
-}
 
 // p = exp(log_p).
 template <class P, class A>
@@ -58,6 +50,11 @@ void masses(const A* log_p, A* p, long n) {
         wrong |= odd(a) | undefined(a);
     });
     if (any(wrong)) mend(log_p, p, n);
+}
+
+template <class A>
+void scale(const A* x, double by, A* out, long n) {
+    registers(n, [=](long i, auto left) { store(out + i, by * load(x + i, left), left); });
 }
 
 // log_k = log_q - log_k; returns the sum of q log_k as it was.
@@ -214,13 +211,36 @@ extern "C" void bigjko_masses(const void* log_p, void* p, long n, long single, l
     });
 }
 
-extern "C" double bigjko_divide(const void* q, const void* log_q, void* log_k, long n, long single, long threads) {
-    return in_dtype(single, [&](auto, auto a) {
+// What a kernel may ask for share by share.
+struct Scaling {
+    const void* x;
+    double by;
+    void* out;
+    long single;
+};
+extern "C" void bigjko_scale(const Scaling* s, long, long from, long to) {
+    in_dtype(s->single, [&](auto, auto a) {
         using A = decltype(a);
-        return total(n, threads, [=](long from, long some) {
-            return divide((const A*)q + from, (const A*)log_q + from, (A*)log_k + from, some);
-        });
+        scale((const A*)s->x + from, s->by, (A*)s->out + from, to - from);
     });
+}
+
+struct Division {
+    const void *q, *log_q;
+    void* log_k;
+    double* sums;  // one a share
+    long single;
+};
+extern "C" void bigjko_divide(const Division* d, long share, long from, long to) {
+    d->sums[share] = in_dtype(d->single, [&](auto, auto a) {
+        using A = decltype(a);
+        return divide((const A*)d->q + from, (const A*)d->log_q + from, (A*)d->log_k + from, to - from);
+    });
+}
+
+// All of it at once.
+extern "C" void bigjko_whole(void (*make)(const void*, long, long, long), const void* what, long n, long threads) {
+    shared(n, 1, threads, [=](long share, long from, long to) { make(what, share, from, to); });
 }
 
 extern "C" void bigjko_rises(const void* p, long rows, long length, const Lead* leads, long some, double* result,

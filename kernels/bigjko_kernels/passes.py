@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,24 @@ from .pages import empty_like
 from .sums import inner, parts, profile, rows_at_once
 
 
+class _Scaling(ctypes.Structure):
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("by", ctypes.c_double),
+        ("out", ctypes.c_void_p),
+        ("single", ctypes.c_long),
+    ]
+
+
+class _Division(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("q", "log_q", "log_k", "sums")), ("single", ctypes.c_long)]
+
+
 class _Lead(ctypes.Structure):
     _fields_ = [("n", ctypes.c_long), ("stride", ctypes.c_long)]
+
+
+_SHARE = 1 << 14  # nodes, as in passes.cpp
 
 
 @functools.cache
@@ -25,10 +41,10 @@ def load(march: str = "native") -> Any:
     library = compiler.load("passes.cpp", march)
     if library is None:
         return None
-    place, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+    place, number = ctypes.c_void_p, ctypes.c_long
     kinds = {
         "bigjko_masses": (None, place, place, number, number, number),
-        "bigjko_divide": (real, place, place, place, number, number, number),
+        "bigjko_whole": (None, place, place, number, number),
         "bigjko_rises": (None, place, number, number, ctypes.POINTER(_Lead), number, place, number, number),
         "bigjko_profiles": (None, place, number, number, place, place, number, number),
         "bigjko_fit": (None, place, place, place, place, number, number, place, number, place),
@@ -49,6 +65,35 @@ def _how(x: Tensor) -> tuple[bool, int]:
     return x.dtype == torch.float32, compiler.threads(x.numel())
 
 
+class Parts(ctypes.Structure):
+    """A C function (what, share, from, to) that makes nodes [from, to) of an array, and what it needs to know."""
+
+    _fields_ = [("make", ctypes.c_void_p), ("what", ctypes.c_void_p)]
+    known: ctypes.Structure
+
+    @classmethod
+    def of(cls, function: Any, known: ctypes.Structure) -> "Parts":
+        """Of a library's function; what is known is kept as long as this is."""
+        parts = cls(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(known))
+        parts.known = known
+        return parts
+
+
+class Feed:
+    """What makes an array, at once or part by part.
+
+    Args:
+        whole: does so at once.
+    """
+
+    def __init__(self, whole: Callable[[], object]) -> None:
+        self.whole = whole
+
+    def parts(self, shares: int) -> Parts | None:
+        """For a kernel that reads the array on the CPU, in so many shares, each of which it asks for once; or None."""
+        return None
+
+
 def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
     """exp(log_p), to 4 ulp, with the very bits that `fit` gives; differentiable by torch, if asked for."""
     if log_p.requires_grad or (library := _compiled(log_p, *(() if out is None else (out,)))) is None:
@@ -58,16 +103,51 @@ def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Te
     return out
 
 
-def divide(q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> Tensor:
-    """Writes log_q - log_k over log_k; the sum of q log_k as it was, in float64."""
-    if (library := _compiled(q, log_q, log_k)) is not None:
-        places = (x.data_ptr() for x in (q, log_q, log_k))
-        return torch.tensor(library.bigjko_divide(*places, q.numel(), *_how(q)), dtype=torch.float64)
-    total = torch.zeros((), dtype=torch.float64, device=q.device)
-    for q_i, log_q_i, log_k_i in parts(q, log_q, log_k):  # both in the cache
-        total += inner(q_i, log_k_i)
-        torch.sub(log_q_i, log_k_i, out=log_k_i)
-    return total
+class Multiple(Feed):
+    """Writes `by` x into out."""
+
+    def __init__(self, x: Float[Tensor, "*grid"], by: float, out: Float[Tensor, "*grid"]) -> None:
+        super().__init__(lambda: torch.mul(x, by, out=out))
+        self._x, self._by, self._out = x, by, out
+
+    def parts(self, shares: int) -> Parts | None:
+        """See Feed."""
+        if (library := _compiled(self._x, self._out)) is None:
+            return None
+        scaling = _Scaling(self._x.data_ptr(), self._by, self._out.data_ptr(), self._x.dtype == torch.float32)
+        return Parts.of(library.bigjko_scale, scaling)
+
+
+class Division(Feed):
+    """Writes log_q - log_k over log_k."""
+
+    def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
+        super().__init__(self._all)
+        self._q, self._log_q, self._log_k = q, log_q, log_k
+        self._sums = torch.zeros(1, dtype=torch.float64, device=q.device)
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Afterwards, the sum of q log_k as it was, in float64."""
+        return self._sums.sum()
+
+    def _all(self) -> None:
+        size = self._q.numel()
+        if (made := self.parts(max(1, -(-size // _SHARE)))) is not None:
+            load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
+            return
+        for q, log_q, log_k in parts(self._q, self._log_q, self._log_k):  # both in the cache
+            self._sums += inner(q, log_k)
+            torch.sub(log_q, log_k, out=log_k)
+
+    def parts(self, shares: int) -> Parts | None:
+        """See Feed."""
+        arrays = (self._q, self._log_q, self._log_k)
+        if (library := _compiled(*arrays)) is None:
+            return None
+        self._sums = torch.empty(shares, dtype=torch.float64)
+        places = (x.data_ptr() for x in (*arrays, self._sums))
+        return Parts.of(library.bigjko_divide, _Division(*places, self._q.dtype == torch.float32))
 
 
 def profiles(x: Float[Tensor, "*grid"]) -> list[Float[Tensor, " k"]]:

@@ -245,23 +245,22 @@ void blend(const A* base, double scale, const A* potential, double alpha, const 
         });
 }
 
-// out = scale base + alpha (V + amplitude x heights). In runs of nodes where amplitude x height is s v_i: along the
-// inner nodes, or across the directions if there is one each.
+// out = scale base + alpha (V + amplitude x heights), for some directions. In runs of nodes where amplitude x height is
+// s v_i: along the inner nodes, or across the directions if there is one each.
 template <class A>
-void blend(const Job& job, const Network& net, const A* base, double scale, const A* potential, double alpha, A* out) {
+void blend(const Job& job, const Network& net, const A* base, double scale, const A* potential, double alpha, A* out,
+           long begin, long end) {
     const long W = job.count, I = net.inner;
     auto run = [&](long at, long n, const double* v, double s) {
         blend(base + at, scale, potential ? potential + at : nullptr, alpha, v, alpha * s, out + at, n);
     };
-    job.spread([&](long, long begin, long end) {
-        std::vector<double> height(end - begin);
-        CHOSEN(heights, job.data.dim)(job, begin, end, height.data());
-        for (long o = 0; o < net.outer; ++o)
-            if (I == 1) run(o * W + begin, end - begin, height.data(), net.amplitude[o]);
-            else
-                for (long d = begin; d < end; ++d)
-                    run((o * W + d) * I, I, net.amplitude + o * I, height[d - begin]);
-    });
+    std::vector<double> height(end - begin);
+    CHOSEN(heights, job.data.dim)(job, begin, end, height.data());
+    for (long o = 0; o < net.outer; ++o)
+        if (I == 1) run(o * W + begin, end - begin, height.data(), net.amplitude[o]);
+        else
+            for (long d = begin; d < end; ++d)
+                run((o * W + d) * I, I, net.amplitude + o * I, height[d - begin]);
 }
 
 // log_p += rest; each(i, left, exp(log_p)). Whether an exponential is no number.
@@ -379,13 +378,32 @@ extern "C" void bigjko_descend(const Pairs* pairs, const double* z, const Neuron
                                double* fastest, long threads) {
     CHOSEN(descend, pairs->dim)(pairs->job(threads, z, true), *neurons, out, fastest);
 }
-extern "C" void bigjko_blend(const Pairs* pairs, const double* z, const Network* net, const void* base, double scale,
-                             const void* potential, double alpha, void* out, long single, long threads) {
-    in_dtype(single, [&](auto, auto a) {
-        using A = decltype(a);
-        const Job job = pairs->job(threads, z, false, net);
-        blend(job, *net, (const A*)base, scale, (const A*)potential, alpha, (A*)out);
-    });
+struct Blending {
+    const Pairs* pairs;
+    const double* z;
+    const Network* net;
+    const void* base;
+    double scale;
+    const void* potential;
+    double alpha;
+    void* out;
+    long single;
+
+    Job job(long threads) const { return pairs->job(threads, z, false, net); }
+    void some(const Job& job, long begin, long end) const {
+        in_dtype(single, [&](auto, auto a) {
+            using A = decltype(a);
+            blend(job, *net, (const A*)base, scale, (const A*)potential, alpha, (A*)out, begin, end);
+        });
+    }
+};
+extern "C" void bigjko_blend(const Blending* all, long threads) {
+    const Job job = all->job(threads);
+    job.spread([&](long, long begin, long end) { all->some(job, begin, end); });
+}
+// Nodes [from, to) of whole directions, where outer = 1.
+extern "C" void bigjko_blend_some(const Blending* all, long, long from, long to) {
+    all->some(all->job(1), from / all->net->inner, to / all->net->inner);
 }
 extern "C" void bigjko_weigh(const Pairs* pairs, const Network* net, void* log_p, const void* rest, double* out,
                              long single, long threads) {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import compiler
 from .errors import GridError, KernelError
+from .passes import Feed, Parts
 from .streams import Moved, Stream, Tiled
 
 _DTYPES = (torch.float32, torch.float64)
@@ -40,6 +41,17 @@ class _Network(ctypes.Structure):
     _fields_ = [("outer", ctypes.c_long), ("inner", ctypes.c_long), ("amplitude", ctypes.c_void_p)]
 
 
+class _Blending(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("pairs", "z", "net", "base")),
+        ("scale", ctypes.c_double),
+        ("potential", ctypes.c_void_p),
+        ("alpha", ctypes.c_double),
+        ("out", ctypes.c_void_p),
+        ("single", ctypes.c_long),
+    ]
+
+
 class _Neurons(ctypes.Structure):
     _fields_ = [
         *((name, _Rows) for name in ("a", "masses", "moved")),
@@ -54,18 +66,18 @@ def load(march: str = "native") -> Any:
     if library is None:
         return None
     pairs, rows, network = (ctypes.POINTER(kind) for kind in (_Pairs, _Rows, _Network))
-    place, real, single = ctypes.c_void_p, ctypes.c_double, ctypes.c_long
+    place, single = ctypes.c_void_p, ctypes.c_long
     kinds = {
         "bigjko_outputs": (rows, place),
         "bigjko_heights": (place, rows),
         "bigjko_slopes": (place, rows),
         "bigjko_descend": (place, ctypes.POINTER(_Neurons), place, ctypes.POINTER(ctypes.c_double)),
-        "bigjko_blend": (place, network, place, real, place, real, place, single),
         "bigjko_weigh": (network, place, place, place, single),
     }
     for name, arguments in kinds.items():
         function = getattr(library, name)
         function.restype, function.argtypes = None, (pairs, *arguments, ctypes.c_long)
+    library.bigjko_blend.restype, library.bigjko_blend.argtypes = None, (ctypes.POINTER(_Blending), ctypes.c_long)
     return library
 
 
@@ -171,14 +183,11 @@ class Compiled(Stream):
 
     def blend(
         self, on: Network, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor
-    ) -> bool:
-        """Writes scale base + alpha (V + amplitude potential(z)) into out; whether it could."""
+    ) -> "Blend | None":
+        """What writes scale base + alpha (V + amplitude potential(z)) into out; None where it could not."""
         if self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
-            return False
-        z, added = self._numbers(z), None if V is None else V.data_ptr()
-        places = (z.data_ptr(), on.struct(), base.data_ptr(), scale, added, alpha, out.data_ptr())
-        load().bigjko_blend(self._pairs, *places, out.dtype == torch.float32, self._threads(out.numel()))
-        return True
+            return None
+        return Blend(self, on, base, scale, V, alpha, self._numbers(z), out)
 
     def weigh(self, on: Network, log_p: Tensor, rest: Tensor) -> Tensor | None:
         """Adds rest to log_p; outputs of amplitude exp(log_p). None where it could not."""
@@ -200,3 +209,29 @@ class Compiled(Stream):
         neurons = _Neurons(_Rows.of(a), _Rows.of(masses), _Rows.of(moved), dt, decay)
         load().bigjko_descend(self._pairs, z.data_ptr(), neurons, out.data_ptr(), fastest, self._threads())
         return Moved(moved, out, fastest.value)
+
+
+class Blend(Feed):
+    """Of `Compiled.blend`."""
+
+    def __init__(
+        self,
+        stream: Compiled,
+        on: Network,
+        base: Tensor,
+        scale: float,
+        V: Tensor | None,
+        alpha: float,
+        z: Tensor,
+        out: Tensor,
+    ) -> None:
+        super().__init__(lambda: load().bigjko_blend(self._all, stream._threads(out.numel())))
+        self._kept = stream, on.struct(), base, V, z, out
+        pairs, net = (ctypes.addressof(x) for x in (stream._pairs, self._kept[1]))
+        added = None if V is None else V.data_ptr()
+        places = (pairs, z.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
+        self._all = _Blending(*places, out.dtype == torch.float32)
+
+    def parts(self, shares: int) -> Parts | None:
+        """See Feed. Parts of several sheets would take the sums over data for each sheet."""
+        return Parts.of(load().bigjko_blend_some, self._all) if self._kept[1].outer == 1 else None
