@@ -159,17 +159,16 @@ class GridMeasure:
     @cached_property
     def boundary_mass(self) -> Float[Tensor, ""]:
         """The share of the mass that sits on an artificial edge of the box."""
-        total = torch.zeros((), dtype=torch.float64, device=self.grid.device)
+        ends = []
         rest = self.masses  # what no edge of an earlier axis has counted
         for k, f in enumerate(self.grid.factors):
             low, high = f.cut
-            for start, stop in ((0, low), (high, f.size)):
-                if start < stop:
-                    total += (
-                        self.profiles[0][start:stop].sum() if k == 0 else sum64(rest.narrow(k, start, stop - start))
-                    )
+            one_each = f.size > 1 and (low, high) == (1, f.size - 1)
+            for nodes in [slice(None, None, f.size - 1)] if one_each else [slice(0, low), slice(high, f.size)]:
+                if nodes.start != nodes.stop or one_each:
+                    ends.append(self.profiles[0][nodes].sum() if k == 0 else sum64(rest[(slice(None),) * k + (nodes,)]))
             rest = rest.narrow(k, low, high - low)
-        return total / self.mass
+        return torch.stack(ends).sum() / self.mass if ends else torch.zeros_like(self.mass)
 
     @cached_property
     def width(self) -> Float[Tensor, ""]:

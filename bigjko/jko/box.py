@@ -78,10 +78,12 @@ class DualBox:
         """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
         if self.y.numel() == 0:
             return 0.0
-        apart, size = (
-            float(torch.linalg.vector_norm(x, math.inf)) for x in (z - self.loss.gradient(outputs, self.y), z)
-        )
-        return apart / max(size, self._force, 1e-300)
+        return largest(z - self.loss.gradient(outputs, self.y)) / max(largest(z), self._force, 1e-300)
+
+
+def largest(x: Float[Tensor, " n"]) -> float:
+    """max |x|; NaN where one is."""
+    return float(torch.linalg.vector_norm(x, math.inf))
 
 
 _ROUNDING = 1e-14  # share of the dual box that no step may enter: there a steep g* is infinite in floating point

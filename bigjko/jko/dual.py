@@ -20,7 +20,7 @@ from bigjko_kernels.sums import parts
 from ..errors import StepError
 from ..status import Status
 from ..transport import Response
-from .box import DualBox
+from .box import DualBox, largest
 from .problem import Solution, StepProblem, StepSolver
 
 
@@ -51,9 +51,9 @@ def foreseen(box: DualBox, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> F
         move = box.newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess)
         guess, first = box.inside(guess + move, guess), gradient
         gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
-        if not bool(gradient.abs().max() > _SEEN * first.abs().max()):
+        if not largest(gradient) > _SEEN * largest(first):
             break
-    return guess if bool(torch.isfinite(guess).all()) else start
+    return guess if math.isfinite(largest(guess)) else start
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,11 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
     That happens once all mass has gone where it can: with an NTK left in B, a step is a few percent of Newton's.
     """
     image = B @ move
-    pull, push = float(move @ image), float(move @ change)
+    pairs = torch.stack([move, change, image])
+    (length2, push, pull), (_, change2, _), _ = (pairs @ pairs.T).tolist()
     if pull > 0:
         B = B.addr(image, image, alpha=-1 / pull)
-    if push > 1e-14 * math.sqrt(float(move @ move) * float(change @ change)):
+    if push > 1e-14 * math.sqrt(length2 * change2):
         B = B.addr(change, change, alpha=1 / push)
     return B
 

@@ -198,6 +198,7 @@ class InTurn:
         self.sizes = list(zip(befores, (math.prod(shape[k + 1 :]) for k, _ in axes[::-1]), strict=True))
         self.possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
         in_rows = len(axes) == 2 and self.sizes[0][1] == 1
+        self._done = torch.empty(self.count, dtype=torch.uint8)
         self.shares = self.count if slabs else -(-self.count // _LINES) if in_rows else 0
 
     def __call__(self, b: Tensor, between: Tensor | None, out: Tensor, feed: Feed | None = None) -> slice | None:
@@ -212,15 +213,15 @@ class InTurn:
         parts = feed.parts(self.shares) if feed is not None and self.shares else None
         if feed is not None and parts is None:
             feed.whole()
-        done = torch.empty(self.count, dtype=torch.uint8)
         with _lock:
+            done = self._done
             pairs = zip(self.axes, self.sizes, strict=True)
             among = (_Among * len(self.axes))(*(_Among(ctypes.addressof(a.tables), *size) for a, size in pairs))
             places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
             threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
             how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts)
             finished = load().bigjko_in_turn(among, len(self.axes), *places, *how)
-        if finished == len(self.axes):
-            return None
-        left = [] if finished else (done == 0).nonzero()[:, 0].tolist()
+            if finished == len(self.axes):
+                return None
+            left = [] if finished else (done == 0).nonzero()[:, 0].tolist()
         return slice(left[0], left[-1] + 1) if left else slice(0)

@@ -124,7 +124,7 @@ class Division(Feed):
     def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
         super().__init__(self._all)
         self._q, self._log_q, self._log_k = q, log_q, log_k
-        self._sums = torch.zeros(1, dtype=torch.float64, device=q.device)
+        self._sums = torch.empty(0, dtype=torch.float64, device=q.device)
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -136,6 +136,7 @@ class Division(Feed):
         if (made := self.parts(max(1, -(-size // _SHARE)))) is not None:
             load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
             return
+        self._sums = self._sums.new_zeros(1)
         for q, log_q, log_k in parts(self._q, self._log_q, self._log_k):  # both in the cache
             self._sums += inner(q, log_k)
             torch.sub(log_q, log_k, out=log_k)
