@@ -104,7 +104,6 @@ class DualSolver(StepSolver):
             if residual <= tolerance:
                 status = Status.ok
                 break
-            g_curvature = torch.diag(loss.conjugate_curvature(point.z, y))
             refresh = cheap and (residual > _FAR_OFF or len(pairs) >= _PATIENCE)
             if refresh:
                 p = torch.exp(problem.room.log_p, out=problem.room.work)
@@ -112,11 +111,11 @@ class DualSolver(StepSolver):
                 B = curvature
                 for pair in pairs:
                     B = _learn(B, *pair)
-            direction = box.newton_move(B + g_curvature, point.gradient, point.z)
+            direction = self._newton(box, B, point)
             if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
                 pairs.clear()
                 B, refresh = curvature, False
-                direction = box.newton_move(B + g_curvature, point.gradient, point.z)
+                direction = self._newton(box, B, point)
             found, spent = self._search(problem, box, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
@@ -130,8 +129,16 @@ class DualSolver(StepSolver):
             point = found
         u, z = point.outputs, point.z
         gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - z @ u)
-        u, z, B = (x.to(device) for x in (u, z, B))
-        return Solution(problem.room.log_p, u, z, B, evaluations, residual, gap, status)
+        onward = z
+        if status is Status.ok and residual > max(self.rtol, point.rounding):
+            onward = box.inside(z + self._newton(box, B, point), z)
+        u, z, onward, B = (x.to(device) for x in (u, z, onward, B))
+        return Solution(problem.room.log_p, u, z, onward, B, evaluations, residual, gap, status)
+
+    def _newton(self, box: DualBox, B: Tensor, point: _Point) -> Tensor:
+        """The move at a point, with B for what transport adds to the dual's curvature."""
+        curvature = torch.diag(box.loss.conjugate_curvature(point.z, box.y))
+        return box.newton_move(B + curvature, point.gradient, point.z)
 
     def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
         """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
@@ -211,7 +218,7 @@ def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
 
 def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:
     outputs = problem.energy.outputs(problem.log_q.exp())
-    return Solution(problem.log_q, outputs, z, curvature, _HALVINGS, math.nan, math.nan, Status.infeasible)
+    return Solution(problem.log_q, outputs, z, z, curvature, _HALVINGS, math.nan, math.nan, Status.infeasible)
 
 
 _HALVINGS = 40

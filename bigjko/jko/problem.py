@@ -60,6 +60,7 @@ class Solution:
         log_p: the new measure; in the problem's room, until the next solve.
         outputs: (n,) M p.
         z: (n,) the dual point, grad g(M p) up to the residual.
+        onward: (n,) where the next pass should begin: a Newton step further, where the residual leaves one to take.
         curvature: (n, n) what was learned of the dual's curvature, for the next pass.
         evaluations: of the dual, or iterations of the scaling solver: two kernel applications each.
         residual: max |z - grad g(M p)| over the larger of max |z| and max |grad g(0)|.
@@ -70,6 +71,7 @@ class Solution:
     log_p: Float[Tensor, "*grid"]
     outputs: Float[Tensor, " n"]
     z: Float[Tensor, " n"]
+    onward: Float[Tensor, " n"]
     curvature: Float[Tensor, "n n"]
     evaluations: int
     residual: float

@@ -68,7 +68,7 @@ class ScalingSolver(StepSolver):
         outputs, y = energy.outputs(log_p.exp()), energy.targets
         residual = problem.box.residual(z, outputs)
         gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
-        return Solution(log_p, outputs, z, curvature, iterations, residual, gap, status)
+        return Solution(log_p, outputs, z, z, curvature, iterations, residual, gap, status)
 
 
 def _over(log_x: Tensor, log_y: Tensor) -> Tensor:

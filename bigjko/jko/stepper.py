@@ -36,6 +36,8 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q, on the nodes of `box`.
+        drift: (k, n) how far z went from the end of the first pass to that of the last, over the time step: what
+            refitting d does to the dual point. Of the last step and the one before, which tell what the next will be.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
         margin: nodes around the mass that the next step's box begins with.
         box: the nodes that the last step worked on; None for all.
@@ -44,10 +46,17 @@ class JKOState:
 
     z: Float[Tensor, " n"]
     d: Tensor
+    drift: Float[Tensor, "k n"] | None = None
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
     box: Box | None = None
     old: Float[Tensor, "*grid"] | None = None
+
+    def coming_drift(self) -> Float[Tensor, " n"] | float:
+        """That of the next step, as a straight line continues the last two."""
+        if self.drift is None:
+            return 0.0
+        return self.drift[0] if len(self.drift) == 1 else 2 * self.drift[0] - self.drift[1]
 
     def whole_d(self, transport: Transport) -> Float[Tensor, "*grid"]:
         """d on the whole grid, whose transport it is given."""
@@ -226,7 +235,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if leaving <= _ROOMY * allowed:  # at least two nodes more than it took
             margin = max(JKOState.margin, margin - 1)
         old = None if stage.box is None else state.old if stage.box == state.box else state.whole_d(self.transport)
-        after = JKOState(z, d, learned, margin, stage.box, old)
+        after = JKOState(z, d, taken.drift, learned, margin, stage.box, old)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     @cached_property
@@ -258,16 +267,23 @@ class JKO(Stepper[GridMeasure, JKOState]):
         box = stage.dual_box if energy is stage.composite else DualBox(energy.loss, energy.targets.cpu())
         z = foreseen(box, state.z.cpu(), curvature.cpu()) if state.z.numel() else state.z
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
+        first: Tensor | None = None
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
-            z, curvature = solution.z, solution.curvature
+            z, curvature = solution.onward, solution.curvature
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
             gap_z = max(gap_z, solution.gap)
             if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
-        return _Taken(solution, refit, gap_z, evaluations, passes)
+            if left and first is None:
+                first, z = z, z + dt * state.coming_drift()
+        drift: Tensor | None = None
+        if first is not None:
+            drift = ((solution.z - first) / dt)[None]
+            drift = drift if state.drift is None else torch.cat([drift, state.drift[:1]])
+        return _Taken(solution, refit, gap_z, evaluations, passes, drift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +295,7 @@ class _Taken:
     gap_z: float
     evaluations: int
     passes: int
+    drift: Float[Tensor, "k n"] | None
 
 
 def _warn(stats: dict[str, float]) -> None:
@@ -303,6 +320,6 @@ PINNED = 0.25  # h^2: with less variance mass does not leave its node
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
 _EASY = 3  # evaluations a pass
 _ROOMY = 1e-6
-_ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
+_ROUGH = 1e-3  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
 _NARROW = 2.0
 _BOUNDARY = 1e-3
