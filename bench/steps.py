@@ -14,6 +14,7 @@ from torch import Tensor
 
 import bigjko as bj
 from bigjko_kernels import GibbsKernel, Grid, gibbs
+from bigjko_kernels.passes import Feed
 
 DUAL, SCALING = "dual solver (default)", "scaling solver, our kernel"
 GOAL = 1e-8
@@ -113,10 +114,15 @@ class Clock:
 
 @contextmanager
 def kernel_clock() -> Iterator[Clock]:
-    """Time every application in the block: on the base class, since a step may build kernels of its own."""
+    """Time every application in the block: on the base class, since a step may build kernels of its own.
+
+    What an application is fed with is made before its time begins.
+    """
     clock, plain = Clock(), GibbsKernel.log_apply
 
-    def timed(self: GibbsKernel, b: Tensor, **where: Tensor | None) -> Tensor:
+    def timed(self: GibbsKernel, b: Tensor, *, feed: Feed | None = None, **where: Tensor | None) -> Tensor:
+        if feed is not None:
+            feed.whole()
         synchronise()
         began = time.perf_counter()
         out = plain(self, b, **where)
@@ -135,7 +141,9 @@ def kernel_clock() -> Iterator[Clock]:
 def anatomy(setup: Setup) -> Table:
     """Debiased steps at default settings: how many applications, and the share of the time outside the kernel.
 
-    Steps on grids of a few nodes show what is outside it whatever the grid: the interpreter, and sums over data.
+    That is a step's time less that of its applications alone, in a step that makes what feeds them at a time of its
+    own: medians of steps in turn. Steps on grids of a few nodes show what is outside whatever the grid: the
+    interpreter, and sums over data.
     """
     lifted, projected, device = bj.neurons.Lifted(), bj.neurons.Projected(), setup.device
     small = setup.quick
@@ -153,7 +161,7 @@ def anatomy(setup: Setup) -> Table:
     line = risk(16, 1, D, device)
     cases.append((f"Lifted, 16^2, n = 16{FEW}", line, lifted.grid(16, 1, device=device)))
     cases.append((f"Projected, 2 x 16, n = 16{FEW}", on_circle, projected.grid(16, 2, device=device)))
-    clocks: dict[str, list[tuple[int, float]]] = {name: [] for name, _, _ in cases}
+    steps: dict[str, Run] = {}
 
     def build(name: str, problem: bj.Risk, grid: Grid) -> Callable[[], Run]:
         def run() -> Run:
@@ -163,15 +171,8 @@ def anatomy(setup: Setup) -> Table:
             else:
                 start = bj.GridMeasure.uniform(grid, mass=0.5)
             first = jko.step(start, jko.init(start), 0.05)
-
-            def step() -> object:
-                with kernel_clock() as clock:
-                    began = time.perf_counter()
-                    out = jko.step(first.measure, first.state, 0.05)
-                    clocks[name].append((clock.calls, 1 - clock.seconds / (time.perf_counter() - began)))
-                return out
-
-            return step
+            steps[name] = lambda: jko.step(first.measure, first.state, 0.05)
+            return steps[name]
 
         return run
 
@@ -180,11 +181,17 @@ def anatomy(setup: Setup) -> Table:
     for row in table.rows:
         if row.failure:
             continue
-        calls = clocks[row.name][-1][0]
-        outside = statistics.median(share for _, share in clocks[row.name])
-        spent = statistics.median(
-            share * t for (_, share), t in zip(clocks[row.name][-len(row.times) :], row.times, strict=True)
-        )
+        calls, inside, whole = 0, list[float](), list[float]()
+        for _ in range(3 if small else 25):
+            began = time.perf_counter()
+            steps[row.name]()
+            whole.append(time.perf_counter() - began)
+            with kernel_clock() as clock:
+                steps[row.name]()
+            calls = clock.calls
+            inside.append(clock.seconds)
+        spent = statistics.median(whole) - statistics.median(inside)
+        outside = spent / statistics.median(whole)
         row.note = f"{calls} kernel applications, {100 * outside:.0f}% of the time outside them: {1e3 * spent:.2g} ms"
         if row.name.endswith(FEW):
             continue

@@ -20,13 +20,17 @@ from torch import Tensor
 from bigjko_kernels import (
     LOG_ZERO,
     Circle,
+    Compiled,
     Factor,
     Grid,
+    KernelError,
     Line,
+    Ridge,
     Separable,
     SquaredArc,
     SquaredEuclidean,
     fused,
+    passes,
 )
 from bigjko_kernels.fused import FusedAxis, InTurn
 from bigjko_kernels.separable import TorchAxis
@@ -258,6 +262,56 @@ def test_axes_done_in_turn_are_those_done_one_by_one(
     if len(shape) > 2 and max(shape[1:]) == 40:  # there are tiles whose blocks are not there from the start
         assert tried[0] is not None
         assert 0 < len(range(shape[0])[tried[0]]) < shape[0]
+
+
+@pytest.mark.parametrize("spikes", [False, True], ids=["smooth", "spikes"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(40,), (9, 300), (70, 21), (9, 21, 21), (8, 9, 10, 11)], ids=str)
+def test_an_input_made_part_by_part_is_the_one_made_at_once(
+    shape: tuple[int, ...], dtype: torch.dtype, spikes: bool
+) -> None:
+    """In place and not, where all axes are done in turn and where some are done again."""
+    grid = Grid.uniform([0.0] * len(shape), [1.0] * len(shape), shape, dtype=dtype)
+    kernel, generator = Separable(grid, 0.75 * grid.spacing**2), torch.Generator().manual_seed(sum(shape))
+    x, log_q = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    if spikes:
+        x[::3] *= 1e4
+    x, log_q = x.to(dtype), log_q.to(dtype)
+    made, b = 0.3 * x, torch.full_like(x, math.nan)
+    found = kernel.log_apply(b, feed=passes.Multiple(x, 0.3, b))
+    assert torch.equal(found, kernel.log_apply(b))
+    torch.testing.assert_close(b, made, atol=0.0, rtol=torch.finfo(dtype).eps)
+
+    quotient, at_once = made.clone(), passes.Division(log_q.exp(), log_q, made)
+    at_once.whole()
+    by_parts, expected = passes.Division(log_q.exp(), log_q, quotient), kernel.log_apply(made)
+    assert kernel.log_apply(quotient, out=quotient, feed=by_parts) is quotient
+    assert torch.equal(quotient, expected)
+    size = float((log_q.exp() * (log_q - made)).abs().double().sum())
+    assert float(by_parts.total) == pytest.approx(float(at_once.total), abs=1e-14 * size)
+
+
+def test_a_network_is_tilted_part_by_part() -> None:
+    shape = (9, 21, 23)
+    generator = torch.Generator().manual_seed(4)
+    W, X, z = (torch.randn(n, dtype=torch.float64, generator=generator) for n in ((189, 2), (5, 2), (5,)))
+    amplitude = torch.randn(1, 1, 23, dtype=torch.float64, generator=generator)
+    base, V = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    ridge = Ridge(Compiled(W, X), shape, (0, 1), amplitude, amplitude, amplitude)
+    kernel = Separable(Grid.uniform([0.0] * 3, [1.0] * 3, shape), 0.01)
+    for potential in (None, V):
+        b = torch.empty(shape, dtype=torch.float64)
+        made = ridge.blend(base, 0.5, potential, -3.0, z, torch.empty_like(base))
+        found = kernel.log_apply(b, feed=ridge.feed(base, 0.5, potential, -3.0, z, b))
+        torch.testing.assert_close(b, made, atol=1e-14, rtol=1e-14)
+        assert torch.equal(found, kernel.log_apply(b))
+
+
+def test_a_feed_and_a_gradient_exclude_each_other() -> None:
+    grid = Grid.uniform([0.0], [1.0], [20])
+    b = torch.zeros(20, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(KernelError, match="feed for a b that requires gradients"):
+        Separable(grid, 0.1).log_apply(b, feed=passes.Feed(lambda: None))
 
 
 AXES = {
