@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bigjko_kernels import Compiled, Features, Ridge, compiler, passes
+from bigjko_kernels.streams import Tiled
 
 F32, F64 = torch.float32, torch.float64
 pytestmark = pytest.mark.skipif(passes.load() is None, reason="there is no compiler")
@@ -135,6 +136,21 @@ def test_tilting_and_weighing_are_those_of_torch(name: str, dtype: torch.dtype, 
     size = ridge.outputs((kept + rest).double().exp() * ridge.amplitude.double().sign()).abs().max()
     assert float((outputs - exact).abs().max()) <= (1e-13 if dtype == F64 else 1e-8) * float(size) + 1e-300
     torch.testing.assert_close(Features.weigh(ridge, kept, scratch), exact, rtol=1e-5, atol=1e-5 * float(size) + 1e-300)
+
+
+@pytest.mark.parametrize("n", [1, 3, 50, 128])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("name", NODES)
+def test_gram_matrices_are_those_of_matrix_products(name: str, dtype: torch.dtype, n: int) -> None:
+    plain, _ = network(name, dtype)
+    generator = torch.Generator().manual_seed(n)
+    X, p = (torch.rand(size, dtype=F64, generator=generator).to(dtype) for size in ((n, 2), plain.shape))
+    rest = (plain.shape, plain.direction_axes, plain.amplitude, plain.amplitude.square(), plain.amplitude.abs())
+    found, exact = (Ridge(kind(plain.stream.directions, X - 0.5), *rest).gram(p) for kind in (Compiled, Tiled))
+    # Activations of the matrix products are in the grid's dtype, and so are their signs.
+    rounding = 1e-13 if dtype == F64 else 1e-4
+    torch.testing.assert_close(found, exact, rtol=0, atol=rounding * float(exact.abs().max()))
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("name", ["a plane and a", "sheets"])

@@ -99,8 +99,10 @@ class Ridge(Features):
         self.direction_axes = tuple(direction_axes)
         self.rest_axes = tuple(k for k in range(len(self.shape)) if k not in self.direction_axes)
         self.amplitude, self.alpha, self.beta = amplitude, alpha, beta
-        on = Network.of(self.shape, self.direction_axes, amplitude)
-        self._compiled = (stream, on) if isinstance(stream, Compiled) and on is not None else None
+        on, moved, grown = (Network.of(self.shape, self.direction_axes, x) for x in (amplitude, alpha, beta))
+        self._compiled: tuple[Compiled, Network, Network, Network] | None = None
+        if isinstance(stream, Compiled) and on is not None and moved is not None and grown is not None:
+            self._compiled = stream, on, moved, grown
 
     def _contracted(self, p: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """sum over the rest of p * factor, one value a direction, in float64; for each factor."""
@@ -144,7 +146,7 @@ class Ridge(Features):
     def _blend(self, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor) -> Feed | None:
         if self._compiled is None:
             return None
-        stream, on = self._compiled
+        stream, on, *_ = self._compiled
         return stream.blend(on, base, scale, V, alpha, z, out)
 
     def feed(
@@ -168,12 +170,16 @@ class Ridge(Features):
         """See Features."""
         found: Tensor | None = None
         if self._compiled is not None:
-            stream, on = self._compiled
+            stream, on, *_ = self._compiled
             found = stream.weigh(on, log_p, rest)
         return super().weigh(log_p, rest) if found is None else found
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""
+        if self._compiled is not None:
+            stream, _, alpha, beta = self._compiled
+            if (found := stream.gram(alpha, beta, p)) is not None:
+                return found
         moved, grown = self._contracted(p, self.alpha, self.beta)
         X = self.stream.X
         gates = torch.zeros(X.shape[0], X.shape[0], dtype=torch.float64, device=X.device)

@@ -25,7 +25,8 @@ constexpr int Q = 8;              // directions that share what is loaded of the
 constexpr long TILE = 256;        // data whose gates are kept at a time
 constexpr long LEAST = 256;       // directions a chunk, or those of so many
 constexpr long NODES = 1 << 14;   // nodes; more where
-constexpr long MOST = 64;         // there would be more chunks than this: their outputs take MOST n numbers
+constexpr long MOST = 64;         // there would be more chunks than this: their outputs take MOST n numbers,
+constexpr long GRAMS = 8;         // and their Gram matrices GRAMS 2 n^2
 
 struct Rows {  // of numbers, `stride` from one to the next
     void* place;
@@ -138,10 +139,11 @@ struct Job {
     const long count, nodes, threads;  // directions, and nodes each
     const Rows& w;
     Data data;
+    long most = MOST;
 
     long chunk() const {
         const long least = std::max(1L, std::min(LEAST, NODES / nodes));
-        return std::max(least, (count + MOST * Q - 1) / (MOST * Q) * Q);
+        return std::max(least, (count + most * Q - 1) / (most * Q) * Q);
     }
     long chunks() const { return (count + chunk() - 1) / chunk(); }
 
@@ -304,6 +306,67 @@ void weigh(const Job& job, const Network& net, A* log_p, const A* rest, double* 
     });
 }
 
+// The sum over the nodes of some directions of alpha p, one a direction.
+template <class A>
+std::vector<double> contracted(const Network& net, const A* p, long W, long begin, long end) {
+    std::vector<double> found(end - begin);
+    const long I = net.inner;
+    for (long o = 0; o < net.outer; ++o) {
+        const double* alpha = net.amplitude + o * I;
+        for (long d = begin; d < end; ++d) {
+            const A* x = p + (o * W + d) * I;
+            V s{};
+            registers(I, [&](long i, auto left) { s += load(alpha + i, left) * load(x + i, left); });
+            found[d - begin] += sum(s);
+        }
+    }
+    return found;
+}
+
+// What some directions add to sum_w moved_w gate gate^T and sum_w grown_w relu relu^T, on and above the diagonal.
+template <int DIM>
+void gram(const Job& job, long begin, long end, const double* moved, const double* grown, double* gates, double* heights) {
+    const long n = job.data.padded;
+    std::vector<double> g(Q * n), h(Q * n);
+    job.groups(begin, end, [&](long d, auto q, const double* w) {
+        for (long j = 0; j < n; j += L) {
+            V a[q];
+            Sums<DIM>{job.data}.act(a, w, j);
+            for (int r = 0; r < q; ++r) store(&g[r * n + j], gate(a[r])), store(&h[r * n + j], relu(a[r]));
+        }
+        const double *by = moved + (d - begin), *grow = grown + (d - begin);
+        for (long i = 0; i < job.data.n; ++i) {
+            double s[q], t[q];
+            for (int r = 0; r < q; ++r) s[r] = by[r] * g[r * n + i], t[r] = grow[r] * h[r * n + i];
+            for (long j = i / L * L; j < n; j += L) {
+                V x = load(gates + i * n + j), y = load(heights + i * n + j);
+                for (int r = 0; r < q; ++r) x += s[r] * load(&g[r * n + j]), y += t[r] * load(&h[r * n + j]);
+                store(gates + i * n + j, x), store(heights + i * n + j, y);
+            }
+        }
+    });
+}
+
+// sum_k p_k grad phi_i . grad phi_j, its squared slopes alpha |G|^2 + beta S^2: (n, n).
+template <class A>
+void gram(const Job& job, const Network& alpha, const Network& beta, const A* p, double* out) {
+    const long n = job.data.n, padded = job.data.padded, size = n * padded;
+    std::vector<double> parts(job.chunks() * 2 * size);
+    job.spread([&](long c, long begin, long end) {
+        const auto moved = contracted(alpha, p, job.count, begin, end), grown = contracted(beta, p, job.count, begin, end);
+        double* part = &parts[c * 2 * size];
+        CHOSEN(gram, job.data.dim)(job, begin, end, moved.data(), grown.data(), part, part + size);
+    });
+    for (long c = 1; c < job.chunks(); ++c)
+        for (long k = 0; k < 2 * size; ++k) parts[k] += parts[c * 2 * size + k];
+    for (long i = 0; i < n; ++i)
+        for (long j = i; j < n; ++j) {
+            double inner = 0;
+            for (long k = 0; k < job.data.dim; ++k) inner += job.data.x[k * padded + i] * job.data.x[k * padded + j];
+            out[i * n + j] = out[j * n + i] = parts[i * padded + j] * inner + parts[size + i * padded + j];
+        }
+}
+
 // ----------------------------------------------------------------------------------------------------------- particles
 
 struct Neurons {
@@ -404,6 +467,14 @@ extern "C" void bigjko_blend(const Blending* all, long threads) {
 // Nodes [from, to) of whole directions, where outer = 1.
 extern "C" void bigjko_blend_some(const Blending* all, long, long from, long to) {
     all->some(all->job(1), from / all->net->inner, to / all->net->inner);
+}
+extern "C" void bigjko_gram(const Pairs* pairs, const Network* alpha, const Network* beta, const void* p, double* out,
+                            long single, long threads) {
+    in_dtype(single, [&](auto, auto a) {
+        Job job = pairs->job(threads, alpha);
+        job.most = GRAMS;
+        gram(job, *alpha, *beta, (const decltype(a)*)p, out);
+    });
 }
 extern "C" void bigjko_weigh(const Pairs* pairs, const Network* net, void* log_p, const void* rest, double* out,
                              long single, long threads) {

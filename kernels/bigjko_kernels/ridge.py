@@ -17,6 +17,7 @@ from .streams import Moved, Stream, Tiled
 
 _DTYPES = (torch.float32, torch.float64)
 _PAD = 8  # data fill whole registers, whatever the machine's
+_FEW = 128  # data whose Gram matrices stay in the cache
 _ALONE = 1 << 17  # with fewer pairs, 50 microseconds of work, a second thread costs what it saves
 
 
@@ -73,6 +74,7 @@ def load(march: str = "native") -> Any:
         "bigjko_slopes": (place, rows),
         "bigjko_descend": (place, ctypes.POINTER(_Neurons), place, ctypes.POINTER(ctypes.c_double)),
         "bigjko_weigh": (network, place, place, place, single),
+        "bigjko_gram": (network, network, place, place, single),
     }
     for name, arguments in kinds.items():
         function = getattr(library, name)
@@ -196,6 +198,16 @@ class Compiled(Stream):
         out = torch.empty(self.X.shape[0], dtype=torch.float64)
         places = (on.struct(), log_p.data_ptr(), rest.data_ptr(), out.data_ptr())
         load().bigjko_weigh(self._pairs, *places, log_p.dtype == torch.float32, self._threads(log_p.numel()))
+        return out
+
+    def gram(self, alpha: Network, beta: Network, p: Tensor) -> Tensor | None:
+        """See Ridge.gram. None where it could not, or matrix products are faster."""
+        n = self.X.shape[0]
+        if n > _FEW or self._tracked() or not compiler.takes(p):
+            return None
+        out = torch.empty(n, n, dtype=torch.float64)
+        places = (alpha.struct(), beta.struct(), p.data_ptr(), out.data_ptr())
+        load().bigjko_gram(self._pairs, *places, p.dtype == torch.float32, self._threads(p.numel()))
         return out
 
     def descend(self, a: Tensor, masses: Tensor, z: Tensor, dt: float, decay: float) -> Moved:
