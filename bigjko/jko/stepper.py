@@ -320,6 +320,6 @@ PINNED = 0.25  # h^2: with less variance mass does not leave its node
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
 _EASY = 3  # evaluations a pass
 _ROOMY = 1e-6
-_ROUGH = 1e-3  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
+_ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
 _NARROW = 2.0
 _BOUNDARY = 1e-3

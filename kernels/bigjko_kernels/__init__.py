@@ -23,6 +23,7 @@ from .gibbs import LOG_ZERO as LOG_ZERO
 from .gibbs import GibbsKernel as GibbsKernel
 from .grid import Grid as Grid
 from .lazy import Lazy as Lazy
+from .passes import Feed as Feed
 from .ridge import Compiled as Compiled
 from .select import gibbs as gibbs
 from .select import stream as stream

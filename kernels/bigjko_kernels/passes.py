@@ -87,7 +87,11 @@ class Feed:
     """
 
     def __init__(self, whole: Callable[[], object]) -> None:
-        self.whole = whole
+        self._whole = whole
+
+    def whole(self) -> None:
+        """At once."""
+        self._whole()
 
     def parts(self, shares: int) -> Parts | None:
         """For a kernel that reads the array on the CPU, in so many shares, each of which it asks for once; or None."""
@@ -107,8 +111,11 @@ class Multiple(Feed):
     """Writes `by` x into out."""
 
     def __init__(self, x: Float[Tensor, "*grid"], by: float, out: Float[Tensor, "*grid"]) -> None:
-        super().__init__(lambda: torch.mul(x, by, out=out))
         self._x, self._by, self._out = x, by, out
+
+    def whole(self) -> None:
+        """See Feed."""
+        torch.mul(self._x, self._by, out=self._out)
 
     def parts(self, shares: int) -> Parts | None:
         """See Feed."""
@@ -122,7 +129,6 @@ class Division(Feed):
     """Writes log_q - log_k over log_k."""
 
     def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
-        super().__init__(self._all)
         self._q, self._log_q, self._log_k = q, log_q, log_k
         self._sums = torch.empty(0, dtype=torch.float64, device=q.device)
 
@@ -131,7 +137,8 @@ class Division(Feed):
         """Afterwards, the sum of q log_k as it was, in float64."""
         return self._sums.sum()
 
-    def _all(self) -> None:
+    def whole(self) -> None:
+        """See Feed."""
         size = self._q.numel()
         if (made := self.parts(max(1, -(-size // _SHARE)))) is not None:
             load().bigjko_whole(made.make, made.what, size, compiler.threads(size))

@@ -237,13 +237,17 @@ class Blend(Feed):
         z: Tensor,
         out: Tensor,
     ) -> None:
-        super().__init__(lambda: load().bigjko_blend(self._all, stream._threads(out.numel())))
-        self._kept = stream, on.struct(), base, V, z, out
-        pairs, net = (ctypes.addressof(x) for x in (stream._pairs, self._kept[1]))
+        self._network, self._threads = on.struct(), stream._threads(out.numel())
+        self._held = stream, on, base, V, z, out  # as long as there are pointers to them
+        pairs, net = (ctypes.addressof(x) for x in (stream._pairs, self._network))
         added = None if V is None else V.data_ptr()
         places = (pairs, z.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
         self._all = _Blending(*places, out.dtype == torch.float32)
 
+    def whole(self) -> None:
+        """See Feed."""
+        load().bigjko_blend(self._all, self._threads)
+
     def parts(self, shares: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
-        return Parts.of(load().bigjko_blend_some, self._all) if self._kept[1].outer == 1 else None
+        return Parts.of(load().bigjko_blend_some, self._all) if self._network.outer == 1 else None
