@@ -36,8 +36,9 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q, on the nodes of `box`.
-        drift: (k, n) how far z went from the end of the first pass to that of the last, over the time step: what
-            refitting d does to the dual point. Of the last step and the one before, which tell what the next will be.
+        missed: (k, n) how far the first pass ended from where it was foreseen, over dt^2; None where it was foreseen
+            from an old curvature. Of the last step and the one before, which tell what the next will be.
+        drift: (k, n) how far z went from there to the end of the last pass, over dt: what refitting d does to it.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
         margin: nodes around the mass that the next step's box begins with.
         box: the nodes that the last step worked on; None for all.
@@ -46,17 +47,12 @@ class JKOState:
 
     z: Float[Tensor, " n"]
     d: Tensor
+    missed: Float[Tensor, "k n"] | None = None
     drift: Float[Tensor, "k n"] | None = None
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
     box: Box | None = None
     old: Float[Tensor, "*grid"] | None = None
-
-    def coming_drift(self) -> Float[Tensor, " n"] | float:
-        """That of the next step, as a straight line continues the last two."""
-        if self.drift is None:
-            return 0.0
-        return self.drift[0] if len(self.drift) == 1 else 2 * self.drift[0] - self.drift[1]
 
     def whole_d(self, transport: Transport) -> Float[Tensor, "*grid"]:
         """d on the whole grid, whose transport it is given."""
@@ -230,12 +226,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
         risk = stage.composite.value(taken.refit.masses, taken.last.outputs)
         z = stage.composite.loss.gradient(taken.last.outputs, stage.composite.targets)  # a scheme's own z is another
         # A learned curvature serves the next step as well as a fresh NTK, until a step was hard.
-        costly = self.composite.features.gram_work > _FREE * self.grid.size
+        costly = self.composite.features.gram_work > max(_FREE * self.grid.size, _SMALL)
         learned = taken.last.curvature / dt if costly and taken.evaluations <= _EASY * taken.passes else None
         if leaving <= _ROOMY * allowed:  # at least two nodes more than it took
             margin = max(JKOState.margin, margin - 1)
         old = None if stage.box is None else state.old if stage.box == state.box else state.whole_d(self.transport)
-        after = JKOState(z, d, taken.drift, learned, margin, stage.box, old)
+        after = JKOState(z, d, taken.missed, taken.drift, learned, margin, stage.box, old)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     @cached_property
@@ -263,11 +259,14 @@ class JKO(Stepper[GridMeasure, JKOState]):
         d = state.d if stage.box == state.box else stage.cut(state.whole_d(self.transport))
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
+        fresh = state.curvature is None
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
         box = stage.dual_box if energy is stage.composite else DualBox(energy.loss, energy.targets.cpu())
-        z = foreseen(box, state.z.cpu(), curvature.cpu()) if state.z.numel() else state.z
+        start = foreseen(box, state.z.cpu(), curvature.cpu()).to(state.z.device) if state.z.numel() else state.z
+        z = start + dt**2 * _coming(state.missed) if fresh else start
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
-        first: Tensor | None = None
+        missed: Tensor | None = None
+        drift: Tensor | None = None
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
@@ -277,13 +276,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
             gap_z = max(gap_z, solution.gap)
             if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
-            if left and first is None:
-                first, z = z, z + dt * state.coming_drift()
-        drift: Tensor | None = None
-        if first is not None:
-            drift = ((solution.z - first) / dt)[None]
-            drift = drift if state.drift is None else torch.cat([drift, state.drift[:1]])
-        return _Taken(solution, refit, gap_z, evaluations, passes, drift)
+            if passes == 1:
+                missed = _kept((z - start) / dt**2, state.missed) if fresh else None
+                start, z = z, z + dt * _coming(state.drift)
+        if passes > 1:
+            drift = _kept((solution.z - start) / dt, state.drift)
+        return _Taken(solution, refit, gap_z, evaluations, passes, missed, drift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +293,19 @@ class _Taken:
     gap_z: float
     evaluations: int
     passes: int
+    missed: Float[Tensor, "k n"] | None
     drift: Float[Tensor, "k n"] | None
+
+
+def _coming(known: Float[Tensor, "k n"] | None) -> Float[Tensor, " n"] | float:
+    """What was known of the last two steps, continued in a straight line."""
+    if known is None:
+        return 0.0
+    return known[0] if len(known) == 1 else 2 * known[0] - known[1]
+
+
+def _kept(new: Float[Tensor, " n"], known: Float[Tensor, "k n"] | None) -> Float[Tensor, "k n"]:
+    return new[None] if known is None else torch.cat([new[None], known[:1]])
 
 
 def _warn(stats: dict[str, float]) -> None:
@@ -318,6 +328,7 @@ def _warn(stats: dict[str, float]) -> None:
 
 PINNED = 0.25  # h^2: with less variance mass does not leave its node
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
+_SMALL = 1 << 20  # multiplications: a tenth of a millisecond
 _EASY = 3  # evaluations a pass
 _ROOMY = 1e-6
 _ROUGH = 1e-4  # of a pass that is not the last: its p moves d by (eps / 2v) of its own error
