@@ -652,26 +652,28 @@ void slabs(const Among* axes, long some, const A* in, double* out, long size, lo
     on_threads(std::min(threads, count), work);
 }
 
-// One axis of a whole array. Whether it lacks no blocks and has no marks.
+// One axis of a whole array. Whether it lacks no blocks and has no marks; marked: whether it has marks alone.
 template <class P, class A, class B>
-bool all_lines(const Among& a, const A* in, B* out, long threads, const Feed* feed = nullptr) {
+bool all_lines(const Among& a, const A* in, B* out, long threads, long* marked, const Feed* feed = nullptr) {
     std::vector<uint8_t> done((a.before * a.after + W - 1) / W);
     long result[2];
     spread<P, A, B>(a.axis, in, out, a.before, a.after, done.data(), threads, result, feed);
+    *marked = !result[0] && result[1];
     return !result[0] && !result[1];
 }
 
 template <class P, class A>
 long in_turn(const Among* axes, long some, const A* in, double* between, A* out, long size, long count, uint8_t* done,
-             long threads, const Feed* feed) {
-    if (some == 1) return all_lines<P>(axes[0], in, out, threads, feed);
+             long threads, const Feed* feed, long* marked) {
+    *marked = 0;
+    if (some == 1) return all_lines<P>(axes[0], in, out, threads, marked, feed);
     if (some == 2) {
-        std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads, feed));
+        std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads, marked, feed));
     } else {
         slabs<P>(axes, some - 1, in, between, size, count, done, threads, feed);
     }
     if (std::count(done, done + count, 0)) return 0;
-    return some - 1 + all_lines<P>(axes[some - 1], between, out, threads);
+    return some - 1 + all_lines<P>(axes[some - 1], between, out, threads, marked);
 }
 
 }  // namespace
@@ -689,10 +691,14 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
 // All axes of an array (count, size), the last first: all but the first into `between`, with more than two axes slab by
 // slab in the cache, then the first into `out`. Returns how many are done. done: one byte a slab, 0 where it lacks
 // blocks or has marks, and is to be done again axis by axis. feed: makes what goes in, slab by slab, or, with two axes,
-// 16 lines at a time, which lie one after the other; or null.
+// 16 lines at a time, which lie one after the other; or null. marked: whether the next axis lacks no more than what its
+// marks ask for.
 extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, double* between, void* out, long single,
-                               long size, long count, uint8_t* done, long threads, const Feed* feed) {
-    return single
-        ? in_turn<Single>(axes, some, (const float*)in, between, (float*)out, size, count, done, threads, feed)
-        : in_turn<Double>(axes, some, (const double*)in, between, (double*)out, size, count, done, threads, feed);
+                               long size, long count, uint8_t* done, long threads, const Feed* feed, long* marked) {
+    auto call = [&](auto precision, auto x) {
+        using A = decltype(x);
+        return in_turn<decltype(precision)>(axes, some, (const A*)in, between, (A*)out, size, count, done, threads, feed,
+                                            marked);
+    };
+    return single ? call(Single(), float()) : call(Double(), double());
 }

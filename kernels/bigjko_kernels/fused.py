@@ -50,7 +50,8 @@ def load(march: str = "native") -> Any:
     kinds = (place, number, place, number, number, number, number, place, number, ctypes.POINTER(number))
     lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
     lines.restype = None
-    arguments = (number, place, place, place, number, number, number, place, number, ctypes.POINTER(Parts))
+    counts = (number, number, number, place, number)
+    arguments = (number, place, place, place, *counts, ctypes.POINTER(Parts), ctypes.POINTER(number))
     library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = (ctypes.POINTER(_Among), *arguments), number
     return library
 
@@ -167,6 +168,7 @@ class FusedAxis:
                 else:
                     self.where[self.where == _WANTED] = _ABSENT
                     self._add(wanted[: self.room - self.blocks.shape[0]])
+        self.tables.last = False
         if wrong:
             self._repair(out, b)
 
@@ -214,14 +216,20 @@ class InTurn:
         if feed is not None and parts is None:
             feed.whole()
         with _lock:
-            done = self._done
+            done, marked = self._done, ctypes.c_long()
             pairs = zip(self.axes, self.sizes, strict=True)
             among = (_Among * len(self.axes))(*(_Among(ctypes.addressof(a.tables), *size) for a, size in pairs))
             places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
             threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
-            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts)
+            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts, marked)
             finished = load().bigjko_in_turn(among, len(self.axes), *places, *how)
             if finished == len(self.axes):
                 return None
+            if marked.value:
+                axis, (before, after) = self.axes[finished], self.sizes[finished]
+                first, last = finished == 0, finished + 1 == len(self.axes)
+                ends = (out if last or between is None else between), (b if first or between is None else between)
+                axis._repair(*(x.view(before, axis.n, after) for x in ends))
+                return None if last else slice(0)
             left = [] if finished else (done == 0).nonzero()[:, 0].tolist()
         return slice(left[0], left[-1] + 1) if left else slice(0)
