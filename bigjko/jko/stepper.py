@@ -36,7 +36,7 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q, on the nodes of `box`.
-        missed: (k, n) how far the first pass ended from where it was foreseen, over dt^2; None where it was foreseen
+        missed: (j, n) how far the first pass ended from where it was foreseen, over dt^2; None where it was foreseen
             from an old curvature. Of the last step and the one before, which tell what the next will be.
         drift: (k, n) how far z went from there to the end of the last pass, over dt: what refitting d does to it.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
@@ -47,7 +47,7 @@ class JKOState:
 
     z: Float[Tensor, " n"]
     d: Tensor
-    missed: Float[Tensor, "k n"] | None = None
+    missed: Float[Tensor, "j n"] | None = None
     drift: Float[Tensor, "k n"] | None = None
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
@@ -293,7 +293,7 @@ class _Taken:
     gap_z: float
     evaluations: int
     passes: int
-    missed: Float[Tensor, "k n"] | None
+    missed: Float[Tensor, "j n"] | None
     drift: Float[Tensor, "k n"] | None
 
 
@@ -304,7 +304,7 @@ def _coming(known: Float[Tensor, "k n"] | None) -> Float[Tensor, " n"] | float:
     return known[0] if len(known) == 1 else 2 * known[0] - known[1]
 
 
-def _kept(new: Float[Tensor, " n"], known: Float[Tensor, "k n"] | None) -> Float[Tensor, "k n"]:
+def _kept(new: Float[Tensor, " n"], known: Float[Tensor, "k n"] | None) -> Float[Tensor, "kept n"]:
     return new[None] if known is None else torch.cat([new[None], known[:1]])
 
 
