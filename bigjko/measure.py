@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable, passes
+from bigjko_kernels.compiler import takes
 from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import parts, sum64
@@ -148,13 +149,14 @@ class GridMeasure:
 
     @cached_property
     def profiles(self) -> list[Float[Tensor, " k"]]:
-        """For each axis the mass of each of its nodes, in float64."""
+        """For each axis the mass of each of its nodes, in float64: of a single one perhaps `masses` itself."""
         return passes.profiles(self.masses)
 
     @cached_property
     def mass(self) -> Float[Tensor, ""]:
         """Total mass, summed in float64."""
-        return self.profiles[0].sum()
+        together = "profiles" in self.__dict__ or takes(self.masses)  # elsewhere they are a pass an axis
+        return self.profiles[0].sum() if together else self.grid.sum(self.masses)
 
     @cached_property
     def boundary_mass(self) -> Float[Tensor, ""]:

@@ -359,6 +359,16 @@ def test_a_pass_begins_where_the_last_steps_lead(monkeypatch: pytest.MonkeyPatch
             evaluations.append(taken.stats["evaluations"])
         return measure, evaluations
 
+    # A step of another length begins as if there were none before it, and so does the next.
+    jko = bj.JKO(risk, grid, tau=0.05)
+    measure, state = start, jko.init(start)
+    for dt in (0.05, 0.05, 0.05, 1e-9, 0.05, 1e-12, 0.05):
+        taken = jko.step(measure, state, dt)
+        alone = jko.step(measure, replace(state, missed=None, drift=None), dt)
+        assert taken.status is bj.Status.ok
+        assert taken.stats["evaluations"] <= alone.stats["evaluations"]
+        measure, state = taken.measure, taken.state
+
     found, evaluations = flow(passes=2)
     assert evaluations[1:] == [3.0] * 7
     settled, _ = flow(passes=6)

@@ -27,6 +27,7 @@ from bigjko_kernels import (
     Line,
     Ridge,
     Separable,
+    Sheets,
     SquaredArc,
     SquaredEuclidean,
     fused,
@@ -232,7 +233,7 @@ def test_drifts_around_the_one_at_which_one_exponential_a_node_ends(nodes: int, 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
-    "shape", [(9, 300), (12, 1), (9, 21, 21), (12, 10, 40), (8, 9, 10, 11), (30, 1, 20, 17)], ids=str
+    "shape", [(9, 90), (12, 1), (9, 21, 21), (12, 10, 40), (8, 9, 10, 11), (30, 1, 20, 17)], ids=str
 )
 def test_axes_done_in_turn_are_those_done_one_by_one(
     shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -264,23 +265,49 @@ def test_axes_done_in_turn_are_those_done_one_by_one(
         assert 0 < len(range(shape[0])[tried[0]]) < shape[0]
 
 
+class Asked(passes.Multiple):
+    """That remembers what it was asked for."""
+
+    def __init__(self, x: Tensor, by: float, out: Tensor) -> None:
+        super().__init__(x, by, out)
+        self.shares = list[tuple[int, int]]()
+
+    def parts(self, shares: int, nodes: int) -> passes.Parts | None:
+        self.shares.append((shares, nodes))
+        return super().parts(shares, nodes)
+
+
+FED = {
+    "line": (Line.uniform(0.0, 1.0, 40),),
+    "wide": (Line.uniform(0.0, 1.0, 9), Line.uniform(0.0, 1.0, 300)),
+    "plane": (Line.uniform(0.0, 1.0, 70), Line.uniform(0.0, 1.0, 21)),
+    "sheets between": (Line.uniform(0.0, 1.0, 40), Sheets.of([-1.0, 0.5, 1.0]), Line.uniform(0.0, 1.0, 20)),
+    "sheets last": (Line.uniform(0.0, 1.0, 30), Line.uniform(0.0, 1.0, 20), Sheets.of([-1.0, 1.0])),
+    "sheets first": (Sheets.of([-1.0, 1.0]), Line.uniform(0.0, 1.0, 30), Line.uniform(0.0, 1.0, 20)),
+    "one node first": (Line.uniform(0.0, 1.0, 1), *(Line.uniform(0.0, 1.0, n) for n in (12, 9, 10))),
+    "space": (Line.uniform(0.0, 1.0, 9), Line.uniform(0.0, 1.0, 21), Line.uniform(0.0, 1.0, 21)),
+    "four axes": tuple(Line.uniform(0.0, 1.0, n) for n in (8, 9, 10, 11)),
+}
+
+
 @pytest.mark.parametrize("spikes", [False, True], ids=["smooth", "spikes"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(40,), (9, 300), (70, 21), (9, 21, 21), (8, 9, 10, 11)], ids=str)
-def test_an_input_made_part_by_part_is_the_one_made_at_once(
-    shape: tuple[int, ...], dtype: torch.dtype, spikes: bool
-) -> None:
+@pytest.mark.parametrize("name", FED)
+def test_an_input_made_part_by_part_is_the_one_made_at_once(name: str, dtype: torch.dtype, spikes: bool) -> None:
     """In place and not, where all axes are done in turn and where some are done again."""
-    grid = Grid.uniform([0.0] * len(shape), [1.0] * len(shape), shape, dtype=dtype)
-    kernel, generator = Separable(grid, 0.75 * grid.spacing**2), torch.Generator().manual_seed(sum(shape))
-    x, log_q = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    grid = Grid(FED[name]).to(dtype=dtype)
+    kernel, generator = Separable(grid, 0.01), torch.Generator().manual_seed(grid.size)
+    x, log_q = (torch.randn(grid.shape, dtype=torch.float64, generator=generator) for _ in range(2))
     if spikes:
-        x[::3] *= 1e4
+        x[..., ::3] *= 1e4
     x, log_q = x.to(dtype), log_q.to(dtype)
     made, b = 0.3 * x, torch.full_like(x, math.nan)
-    found = kernel.log_apply(b, feed=passes.Multiple(x, 0.3, b))
+    feed = Asked(x, 0.3, b)
+    found = kernel.log_apply(b, feed=feed)
     assert torch.equal(found, kernel.log_apply(b))
     torch.testing.assert_close(b, made, atol=0.0, rtol=torch.finfo(dtype).eps)
+    assert len(feed.shares) == (name not in ("line", "sheets last"))
+    assert all((shares - 1) * nodes < grid.size <= shares * nodes for shares, nodes in feed.shares)
 
     quotient, at_once = made.clone(), passes.Division(log_q.exp(), log_q, made)
     at_once.whole()
@@ -291,20 +318,37 @@ def test_an_input_made_part_by_part_is_the_one_made_at_once(
     assert float(by_parts.total) == pytest.approx(float(at_once.total), abs=1e-14 * size)
 
 
-def test_a_network_is_tilted_part_by_part() -> None:
-    shape = (9, 21, 23)
-    generator = torch.Generator().manual_seed(4)
-    W, X, z = (torch.randn(n, dtype=torch.float64, generator=generator) for n in ((189, 2), (5, 2), (5,)))
-    amplitude = torch.randn(1, 1, 23, dtype=torch.float64, generator=generator)
+@pytest.mark.parametrize(
+    ("name", "axes", "together"),
+    [("space", (0, 1), True), ("plane", (0,), True), ("sheets between", (0,), False), ("one node first", (0,), False)],
+)
+def test_a_network_is_tilted_part_by_part(name: str, axes: tuple[int, ...], together: bool) -> None:
+    """Where parts are whole directions; else at once."""
+    grid, generator = Grid(FED[name]), torch.Generator().manual_seed(4)
+    shape = grid.shape
+    count, rest = math.prod(shape[k] for k in axes), [1 if k in axes else n for k, n in enumerate(shape)]
+    W, X, z = (torch.randn(n, dtype=torch.float64, generator=generator) for n in ((count, 2), (5, 2), (5,)))
+    amplitude = torch.randn(rest, dtype=torch.float64, generator=generator)
     base, V = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
-    ridge = Ridge(Compiled(W, X), shape, (0, 1), amplitude, amplitude, amplitude)
-    kernel = Separable(Grid.uniform([0.0] * 3, [1.0] * 3, shape), 0.01)
+    ridge, kernel = Ridge(Compiled(W, X), shape, axes, amplitude, amplitude, amplitude), Separable(grid, 0.01)
+    assert kernel._in_turn is not None
+    assert kernel._in_turn.shares is not None
     for potential in (None, V):
-        b = torch.empty(shape, dtype=torch.float64)
+        b = torch.full(shape, math.nan, dtype=torch.float64)
         made = ridge.blend(base, 0.5, potential, -3.0, z, torch.empty_like(base))
-        found = kernel.log_apply(b, feed=ridge.feed(base, 0.5, potential, -3.0, z, b))
+        feed = ridge.feed(base, 0.5, potential, -3.0, z, b)
+        assert (feed.parts(*kernel._in_turn.shares) is not None) == together
+        found = kernel.log_apply(b, feed=feed)
         torch.testing.assert_close(b, made, atol=1e-14, rtol=1e-14)
         assert torch.equal(found, kernel.log_apply(b))
+
+
+def test_a_feed_may_use_kernels() -> None:
+    grid = Grid.uniform([0.0], [1.0], [20])
+    kernel, b = Separable(grid, 0.1), torch.empty(20, dtype=torch.float64)
+    zero = torch.zeros_like(b)
+    found = kernel.log_apply(b, feed=passes.Feed(lambda: kernel.log_apply(zero, out=b)))
+    assert torch.equal(found, kernel.log_apply(kernel.log_apply(zero)))
 
 
 def test_a_feed_and_a_gradient_exclude_each_other() -> None:

@@ -131,7 +131,9 @@ class DualSolver(StepSolver):
         gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - z @ u)
         onward = z
         if status is Status.ok and residual > max(self.rtol, point.rounding):
-            onward = box.inside(z + self._newton(box, B, point), z)
+            move = self._newton(box, B, point)
+            if 0 < float(move @ point.gradient) < math.inf:
+                onward = box.inside(z + move, z)
         u, z, onward, B = (x.to(device) for x in (u, z, onward, B))
         return Solution(problem.room.log_p, u, z, onward, B, evaluations, residual, gap, status)
 

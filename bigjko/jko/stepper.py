@@ -36,9 +36,10 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q, on the nodes of `box`.
-        missed: (j, n) how far the first pass ended from where it was foreseen, over dt^2; None where it was foreseen
-            from an old curvature. Of the last step and the one before, which tell what the next will be.
-        drift: (k, n) how far z went from there to the end of the last pass, over dt: what refitting d does to it.
+        missed: (j, n) how far the first pass ended from where it was foreseen; None where it was foreseen from an old
+            curvature. Of the last step and the one before, which tell what the next will be, if it is as long.
+        drift: (k, n) how far z went from there to the end of the last pass: what refitting d does to it.
+        dt: the length of those steps.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
         margin: nodes around the mass that the next step's box begins with.
         box: the nodes that the last step worked on; None for all.
@@ -49,6 +50,7 @@ class JKOState:
     d: Tensor
     missed: Float[Tensor, "j n"] | None = None
     drift: Float[Tensor, "k n"] | None = None
+    dt: float = 0.0
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
     box: Box | None = None
@@ -231,7 +233,7 @@ class JKO(Stepper[GridMeasure, JKOState]):
         if leaving <= _ROOMY * allowed:  # at least two nodes more than it took
             margin = max(JKOState.margin, margin - 1)
         old = None if stage.box is None else state.old if stage.box == state.box else state.whole_d(self.transport)
-        after = JKOState(z, d, taken.missed, taken.drift, learned, margin, stage.box, old)
+        after = JKOState(z, d, taken.missed, taken.drift, dt, learned, margin, stage.box, old)
         return Step(new, after, dt, taken.last.outputs, risk, stats, status)
 
     @cached_property
@@ -259,14 +261,13 @@ class JKO(Stepper[GridMeasure, JKOState]):
         d = state.d if stage.box == state.box else stage.cut(state.whole_d(self.transport))
         transport = stage.transport.fitted(log_q)
         energy = self.scheme.model(stage.composite, q, dt)
-        fresh = state.curvature is None
+        fresh, as_long = state.curvature is None, abs(dt - state.dt) <= _AS_LONG * dt
+        missed, drift = (state.missed, state.drift) if as_long else (None, None)
         curvature = dt * (energy.features.gram(q) if state.curvature is None else state.curvature)
         box = stage.dual_box if energy is stage.composite else DualBox(energy.loss, energy.targets.cpu())
         start = foreseen(box, state.z.cpu(), curvature.cpu()).to(state.z.device) if state.z.numel() else state.z
-        z = start + dt**2 * _coming(state.missed) if fresh else start
+        z = start + _coming(missed) if fresh else start
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
-        missed: Tensor | None = None
-        drift: Tensor | None = None
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
@@ -274,13 +275,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
             gap_z = max(gap_z, solution.gap)
+            if passes == 1:
+                missed = _kept(z - start, missed) if fresh else None
+                start, z = z, z + _coming(drift)
             if solution.status is not Status.ok or (self.entropy.tolerance and refit.misfit <= self.entropy.tolerance):
                 break
-            if passes == 1:
-                missed = _kept((z - start) / dt**2, state.missed) if fresh else None
-                start, z = z, z + dt * _coming(state.drift)
-        if passes > 1:
-            drift = _kept((solution.z - start) / dt, state.drift)
+        drift = _kept(solution.z - start, drift) if passes > 1 else None
         return _Taken(solution, refit, gap_z, evaluations, passes, missed, drift)
 
 
@@ -328,6 +328,7 @@ def _warn(stats: dict[str, float]) -> None:
 
 PINNED = 0.25  # h^2: with less variance mass does not leave its node
 _FREE = 10  # multiplications a node: a step's kernel takes hundreds
+_AS_LONG = 1e-3  # of a step: times are sums, and no two differences of them the same
 _SMALL = 1 << 20  # multiplications: a tenth of a millisecond
 _EASY = 3  # evaluations a pass
 _ROOMY = 1e-6

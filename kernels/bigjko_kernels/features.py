@@ -99,10 +99,11 @@ class Ridge(Features):
         self.direction_axes = tuple(direction_axes)
         self.rest_axes = tuple(k for k in range(len(self.shape)) if k not in self.direction_axes)
         self.amplitude, self.alpha, self.beta = amplitude, alpha, beta
-        on, moved, grown = (Network.of(self.shape, self.direction_axes, x) for x in (amplitude, alpha, beta))
         self._compiled: tuple[Compiled, Network, Network, Network] | None = None
-        if isinstance(stream, Compiled) and on is not None and moved is not None and grown is not None:
-            self._compiled = stream, on, moved, grown
+        if isinstance(stream, Compiled):
+            on, moved, grown = (Network.of(self.shape, self.direction_axes, x) for x in (amplitude, alpha, beta))
+            if on is not None and moved is not None and grown is not None:
+                self._compiled = stream, on, moved, grown
 
     def _contracted(self, p: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """sum over the rest of p * factor, one value a direction, in float64; for each factor."""

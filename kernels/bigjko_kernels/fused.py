@@ -13,7 +13,7 @@ from torch import Tensor
 from . import compiler
 from .costs import Cost
 from .factors import Circle, Factor
-from .passes import Feed, Parts
+from .passes import Parts
 
 # As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
 _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 192
@@ -97,7 +97,7 @@ class FusedAxis:
         inside = (inputs >= 0) & (inputs < self.tiles) | self.around
         band = torch.stack([outputs[inside], inputs[inside] % self.tiles], dim=1)
         self.band = band.unique(dim=0)  # a circle of few tiles meets itself
-        self.room = max(512 * self.n, grid_size) // _BLOCK
+        self.room, self.crowded = max(512 * self.n, grid_size) // _BLOCK, False
         self._restart()
 
     def _log_k(self, x: Tensor, y: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class FusedAxis:
                 else:
                     self.where[self.where == _WANTED] = _ABSENT
                     self._add(wanted[: self.room - self.blocks.shape[0]])
-        self.tables.last = False
+        self.tables.last, self.crowded = False, last
         if wrong:
             self._repair(out, b)
 
@@ -198,23 +198,27 @@ class InTurn:
         slabs = len(axes) > 2
         befores = [math.prod(shape[lead + 1 : k] if slabs and k > lead else shape[:k]) for k, _ in axes[::-1]]
         self.sizes = list(zip(befores, (math.prod(shape[k + 1 :]) for k, _ in axes[::-1]), strict=True))
-        self.possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
-        in_rows = len(axes) == 2 and self.sizes[0][1] == 1
+        self._possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
         self._done = torch.empty(self.count, dtype=torch.uint8)
-        self.shares = self.count if slabs else -(-self.count // _LINES) if in_rows else 0
+        self.shares: tuple[int, int] | None = None
+        if slabs:
+            self.shares = self.count, self.size
+        elif len(axes) == 2 and self.sizes[0][1] == 1:  # whose lines lie one after the other
+            self.shares = -(-self.sizes[0][0] // _LINES), _LINES * self.axes[0].n
 
-    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor, feed: Feed | None = None) -> slice | None:
+    def takes(self, b: Tensor) -> bool:
+        """Whether it should be tried: not where an axis lacked room for its blocks the last time."""
+        return self._possible and b.is_contiguous() and not any(axis.crowded for axis in self.axes)
+
+    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor, parts: Parts | None = None) -> slice | None:
         """Which slabs of `between` are still to be done, before the first axis is; None if all is done.
 
         Args:
             b: contiguous.
             between: float64, for what all axes but the first make of b.
             out: not b where there is one axis.
-            feed: what makes b: share by share, or all of it at first where it cannot.
+            parts: what makes b in `shares`: so many, of so many nodes.
         """
-        parts = feed.parts(self.shares) if feed is not None and self.shares else None
-        if feed is not None and parts is None:
-            feed.whole()
         with _lock:
             done, marked = self._done, ctypes.c_long()
             pairs = zip(self.axes, self.sizes, strict=True)

@@ -33,6 +33,7 @@ class _Lead(ctypes.Structure):
 
 
 _SHARE = 1 << 14  # nodes, as in passes.cpp
+_RING = 1 << 19  # roots that a thread keeps until their neighbours come: 4 MiB
 
 
 @functools.cache
@@ -93,8 +94,13 @@ class Feed:
         """At once."""
         self._whole()
 
-    def parts(self, shares: int) -> Parts | None:
-        """For a kernel that reads the array on the CPU, in so many shares, each of which it asks for once; or None."""
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """For a kernel that reads the array on the CPU in so many shares, each of which it asks for once; or None.
+
+        Args:
+            shares: how many.
+            nodes: of a share; the last may have fewer.
+        """
         return None
 
 
@@ -117,7 +123,7 @@ class Multiple(Feed):
         """See Feed."""
         torch.mul(self._x, self._by, out=self._out)
 
-    def parts(self, shares: int) -> Parts | None:
+    def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
         if (library := _compiled(self._x, self._out)) is None:
             return None
@@ -140,7 +146,7 @@ class Division(Feed):
     def whole(self) -> None:
         """See Feed."""
         size = self._q.numel()
-        if (made := self.parts(max(1, -(-size // _SHARE)))) is not None:
+        if (made := self.parts(max(1, -(-size // _SHARE)), _SHARE)) is not None:
             load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
             return
         self._sums = self._sums.new_zeros(1)
@@ -148,7 +154,7 @@ class Division(Feed):
             self._sums += inner(q, log_k)
             torch.sub(log_q, log_k, out=log_k)
 
-    def parts(self, shares: int) -> Parts | None:
+    def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
         arrays = (self._q, self._log_q, self._log_k)
         if (library := _compiled(*arrays)) is None:
@@ -175,12 +181,12 @@ def rises(p: Float[Tensor, "*grid"], axes: Sequence[int]) -> list[Float[Tensor, 
     if (library := _compiled(p)) is None:
         return [_rises(p, axis) for axis in axes]
     *lead, length = p.shape
-    leads = [axis for axis in axes if axis < len(lead)]
+    leads = [axis for axis in axes if axis < len(lead) and math.prod(p.shape[axis + 1 :]) <= _RING]
     found = torch.empty(len(leads) + 1, dtype=torch.float64)
     strides = (_Lead * len(leads))(*(_Lead(lead[k], math.prod(lead[k + 1 :])) for k in leads))
     library.bigjko_rises(p.data_ptr(), math.prod(lead), length, strides, len(leads), found.data_ptr(), *_how(p))
     by_axis = dict(zip([*leads, len(lead)], found.unbind(0), strict=True))
-    return [by_axis[axis] for axis in axes]
+    return [by_axis[axis] if axis in by_axis else _rises(p, axis) for axis in axes]
 
 
 def _rises(p: Tensor, axis: int) -> Tensor:

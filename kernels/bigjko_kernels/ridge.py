@@ -238,8 +238,9 @@ class Blend(Feed):
         out: Tensor,
     ) -> None:
         self._network, self._threads = on.struct(), stream._threads(out.numel())
+        self._pairs = stream._pairs
         self._held = stream, on, base, V, z, out  # as long as there are pointers to them
-        pairs, net = (ctypes.addressof(x) for x in (stream._pairs, self._network))
+        pairs, net = (ctypes.addressof(x) for x in (self._pairs, self._network))
         added = None if V is None else V.data_ptr()
         places = (pairs, z.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
         self._all = _Blending(*places, out.dtype == torch.float32)
@@ -248,6 +249,7 @@ class Blend(Feed):
         """See Feed."""
         load().bigjko_blend(self._all, self._threads)
 
-    def parts(self, shares: int) -> Parts | None:
+    def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
-        return Parts.of(load().bigjko_blend_some, self._all) if self._network.outer == 1 else None
+        whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
+        return Parts.of(load().bigjko_blend_some, self._all) if whole_directions else None

@@ -26,7 +26,7 @@ from .fused import FusedAxis, InTurn
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 from .pages import empty
-from .passes import Feed
+from .passes import Feed, Parts
 
 _TILE = 16
 _WIDEST = 17  # tiles in a window, or more while its table is no larger than one array of N
@@ -86,13 +86,15 @@ class Separable(GibbsKernel):
 
     def _fed(self, feed: Feed, b: Tensor, out: Tensor) -> Tensor:
         with _lock:
-            return self._axis_by_axis(b, out, feed)
+            in_turn = self._in_turn if self._in_turn is not None and self._in_turn.takes(b) else None
+            if in_turn is not None and in_turn.shares is not None:
+                parts = feed.parts(*in_turn.shares)
+                if parts is not None:
+                    return self._axis_by_axis(b, out, parts)
+        feed.whole()  # without the lock: it may use kernels
+        return self._log_apply(b, out)
 
-    def _axis_by_axis(self, b: Tensor, out: Tensor, feed: Feed | None = None) -> Tensor:
-        in_turn = self._in_turn if self._in_turn is not None and self._in_turn.possible and b.is_contiguous() else None
-        if feed is not None and (in_turn is None or len(self._axes) == 1):
-            feed.whole()
-            feed = None
+    def _axis_by_axis(self, b: Tensor, out: Tensor, parts: Parts | None = None) -> Tensor:
         if not self._axes:
             return out.copy_(b)
         # The first axis last: before it the others are done slab by slab, in the cache. Rounded once, at the end: in
@@ -104,8 +106,8 @@ class Separable(GibbsKernel):
         if rest and self._between is None:
             self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
         left: slice | None = slice(0, shape[0] * shape[1])
-        if in_turn is not None:
-            left = in_turn(b, self._between, out, feed)
+        if self._in_turn is not None and self._in_turn.takes(b):
+            left = self._in_turn(b, self._between, out, parts)
         if left is None:
             return out
         if self._between is None:
