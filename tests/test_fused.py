@@ -335,7 +335,8 @@ def test_a_network_is_tilted_part_by_part(name: str, axes: tuple[int, ...], toge
     assert kernel._in_turn.shares is not None
     for potential in (None, V):
         b = torch.full(shape, math.nan, dtype=torch.float64)
-        made = ridge.blend(base, 0.5, potential, -3.0, z, torch.empty_like(base))
+        made = torch.empty_like(base)
+        ridge.feed(base, 0.5, potential, -3.0, z, made).whole()
         feed = ridge.feed(base, 0.5, potential, -3.0, z, b)
         assert (feed.parts(*kernel._in_turn.shares) is not None) == together
         found = kernel.log_apply(b, feed=feed)

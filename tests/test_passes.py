@@ -123,10 +123,11 @@ def test_tilting_and_weighing_are_those_of_torch(name: str, dtype: torch.dtype, 
     log_p.view(-1)[::5] -= 2000.0  # no mass
     log_p.view(-1)[3::11] = -math.inf
     rounding = 8 * torch.finfo(dtype).eps
-    found = ridge.blend(base, 0.5, V if with_V else None, -3.0, z, torch.empty_like(base))
+    found, by_torch = torch.empty_like(base), torch.empty_like(base)
+    ridge.feed(base, 0.5, V if with_V else None, -3.0, z, found).whole()
     wide = 0.5 * base.double() - 3.0 * (ridge.potential(z).double() + (V.double() if with_V else 0.0))
     torch.testing.assert_close(found.double(), wide, rtol=rounding, atol=10 * rounding)
-    by_torch = Features.blend(ridge, base, 0.5, V if with_V else None, -3.0, z, torch.empty_like(base))
+    Features.feed(ridge, base, 0.5, V if with_V else None, -3.0, z, by_torch).whole()
     torch.testing.assert_close(found, by_torch, rtol=rounding, atol=10 * rounding)
 
     exact = ridge.outputs((log_p + rest).double().exp())
@@ -219,12 +220,13 @@ def test_threads_change_no_bit_of_any_pass() -> None:
     try:
         for threads in (before, before + 1):
             torch.set_num_threads(threads)
-            log_p, over = big.clone(), log_k.clone()
+            log_p, over, tilted = big.clone(), log_k.clone(), torch.empty_like(big)
+            wide.feed(big, 1.0, V, 2.0, z, tilted).whole()
             division = passes.Division(q, log_q, over)
             division.whole()
             found.append(
                 [
-                    wide.blend(big, 1.0, V, 2.0, z, torch.empty_like(big)),
+                    tilted,
                     wide.weigh(log_p, V),
                     log_p,
                     division.total,

@@ -25,19 +25,6 @@ class Features(ABC):
     def potential(self, z: Float[Tensor, " n"]) -> Float[Tensor, "*nodes"]:
         """M^T z, in the nodes' dtype."""
 
-    def blend(
-        self,
-        base: Float[Tensor, "*nodes"],
-        scale: float,
-        V: Float[Tensor, "*nodes"] | None,
-        alpha: float,
-        z: Float[Tensor, " n"],
-        out: Float[Tensor, "*nodes"],
-    ) -> Float[Tensor, "*nodes"]:
-        """scale base + alpha (V + M^T z), written into out, which is neither base nor V; no V is V = 0."""
-        self._add_potential(z, alpha, torch.mul(base, scale, out=out))
-        return out if V is None else out.add_(V, alpha=alpha)
-
     def feed(
         self,
         base: Float[Tensor, "*nodes"],
@@ -47,8 +34,14 @@ class Features(ABC):
         z: Float[Tensor, " n"],
         out: Float[Tensor, "*nodes"],
     ) -> Feed:
-        """What does that, for a kernel that reads out."""
-        return Feed(lambda: self.blend(base, scale, V, alpha, z, out))
+        """What writes scale base + alpha (V + M^T z) into out, which is neither base nor V; no V is V = 0."""
+
+        def whole() -> None:
+            self._add_potential(z, alpha, torch.mul(base, scale, out=out))
+            if V is not None:
+                out.add_(V, alpha=alpha)
+
+        return Feed(whole)
 
     def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
         """Adds alpha M^T z to out."""
@@ -129,27 +122,6 @@ class Ridge(Features):
         """See Features."""
         return (self.amplitude * self._spread(self.stream.potential(z))).expand(self.shape)
 
-    def blend(
-        self,
-        base: Float[Tensor, "*nodes"],
-        scale: float,
-        V: Float[Tensor, "*nodes"] | None,
-        alpha: float,
-        z: Float[Tensor, " n"],
-        out: Float[Tensor, "*nodes"],
-    ) -> Float[Tensor, "*nodes"]:
-        """See Features."""
-        if (blend := self._blend(base, scale, V, alpha, z, out)) is None:
-            return super().blend(base, scale, V, alpha, z, out)
-        blend.whole()
-        return out
-
-    def _blend(self, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor) -> Feed | None:
-        if self._compiled is None:
-            return None
-        stream, on, *_ = self._compiled
-        return stream.blend(on, base, scale, V, alpha, z, out)
-
     def feed(
         self,
         base: Float[Tensor, "*nodes"],
@@ -160,8 +132,11 @@ class Ridge(Features):
         out: Float[Tensor, "*nodes"],
     ) -> Feed:
         """See Features."""
-        blend = self._blend(base, scale, V, alpha, z, out)
-        return super().feed(base, scale, V, alpha, z, out) if blend is None else blend
+        found: Feed | None = None
+        if self._compiled is not None:
+            stream, on, *_ = self._compiled
+            found = stream.blend(on, base, scale, V, alpha, z, out)
+        return super().feed(base, scale, V, alpha, z, out) if found is None else found
 
     def _add_potential(self, z: Tensor, alpha: float, out: Tensor) -> None:
         """Without an array for M^T z."""
