@@ -11,6 +11,9 @@ from hypothesis import settings
 
 torch.set_num_threads(1)
 
+if not torch.cuda.is_available():  # before kernels are defined: Triton's interpreter runs them
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # The same examples in every run, and few of them: a failure is reproduced by running the test again.
 settings.register_profile("small", max_examples=40, derandomize=True, deadline=None, database=None)
 settings.register_profile("large", max_examples=2000, deadline=None, database=None)  # --hypothesis-profile=large

@@ -1,6 +1,6 @@
 """The kernel of a cost that is a sum over factors: one log-sum-exp an axis.
 
-On the CPU by compiled code (fused.cpp); elsewhere, and where there is no compiler, by torch as shifted matrix products.
+On the CPU by compiled code (fused.cpp), on a GPU by Triton (tritons.py); elsewhere by torch as shifted matrix products.
 For an axis of n nodes cut into tiles of 16, with J a tile of inputs and I a tile of outputs, these are
 
     out_i = s_I + log sum_J w_IJ sum_{k in J} exp(-(c_ik - c_IJ)/eps) exp(b_k - m_J),   w_IJ = exp(m_J - c_IJ/eps - s_I)
@@ -13,26 +13,32 @@ log-sum-exp. Where such outputs are many the window is doubled.
 The exponentials are N (1 + 3/16) an axis instead of N n, the rest is BLAS in float64 whatever the grid's dtype.
 """
 
+import functools
 import math
 import threading
+import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .costs import Cost, geodesic
+from .costs import Cost, SquaredEuclidean, geodesic
 from .errors import KernelError
-from .factors import Circle, Factor
+from .factors import Circle, Factor, Line
 from .fused import FusedAxis, InTurn
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 from .pages import empty
 from .passes import Feed, Parts
 
+if TYPE_CHECKING:
+    from .tritons import TritonAxis
+
 _TILE = 16
 _WIDEST = 17  # tiles in a window, or more while its table is no larger than one array of N
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
-_CHUNK = 1 << 20  # elements of a temporary
+_CHUNK, _CHUNK_OFF_CPU = 1 << 20, 1 << 24  # elements of a temporary
 _lock = threading.Lock()  # windows and the array in between are written: not by two threads at once
 _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs more than a wider window
 
@@ -52,7 +58,7 @@ class Separable(GibbsKernel):
         grid: the nodes.
         epsilon: entropic temperature, in units of the cost.
         cost: ground cost; half the squared geodesic distance by default.
-        axis: how an axis is done: FusedAxis where it can be, else TorchAxis, by default.
+        axis: how an axis is done: FusedAxis or TritonAxis where one can be, else TorchAxis, by default.
     """
 
     def __init__(
@@ -60,16 +66,16 @@ class Separable(GibbsKernel):
         grid: Grid,
         epsilon: float,
         cost: Cost | None = None,
-        axis: "type[FusedAxis | TorchAxis] | None" = None,
+        axis: "type[FusedAxis | TorchAxis | TritonAxis] | None" = None,
     ) -> None:
         super().__init__(grid, epsilon, geodesic(grid) if cost is None else cost)
         parts = self.cost.per_factor(grid)
         if parts is None:
             raise KernelError(f"received {self.cost!r} on {grid!r}, which is no sum over factors: use kernels.Lazy")
-        found: list[tuple[int, FusedAxis | TorchAxis]] = []
+        found: list[tuple[int, FusedAxis | TorchAxis | TritonAxis]] = []
         for k, (f, part) in enumerate(zip(grid.factors, parts, strict=True)):
             if part is not None and f.size > 1:
-                chosen = axis or (FusedAxis if FusedAxis.takes(f, grid.size) else TorchAxis)
+                chosen = axis or _fastest(f, grid.size)
                 found.append((k, chosen(f, part, epsilon, grid.size)))
         self.axis, self._axes = axis, found
         fused = [(k, axis) for k, axis in found if isinstance(axis, FusedAxis)]
@@ -114,7 +120,7 @@ class Separable(GibbsKernel):
             first(b.reshape(shape), out.view(shape))
             return out
         rows, between = b.reshape(-1, shape[2])[left], self._between[left]
-        step = max(1, _CHUNK // shape[2])
+        step = max(1, _chunk(b) // shape[2])
         spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
         for start in range(0, rows.shape[0], step):
             slab, target = rows[start : start + step], between[start : start + step]
@@ -127,6 +133,37 @@ class Separable(GibbsKernel):
                 slab = end
         first(self._between.view(shape), out.view(shape))
         return out
+
+
+def _chunk(x: Tensor) -> int:
+    return _CHUNK if x.device.type == "cpu" else _CHUNK_OFF_CPU
+
+
+def _fastest(factor: Factor, grid_size: int) -> "type[FusedAxis | TorchAxis | TritonAxis]":
+    if FusedAxis.takes(factor, grid_size):
+        return FusedAxis
+    by_triton = _by_triton(factor.nodes.device)
+    return by_triton if by_triton is not None and by_triton.takes(factor, grid_size) else TorchAxis
+
+
+@functools.cache
+def _by_triton(device: torch.device) -> "type[TritonAxis] | None":
+    """TritonAxis if it works on a device, which is tried on two nodes; torch for GPUs brings Triton on Linux."""
+    if device.type != "cuda":
+        return None
+    try:
+        from .tritons import TritonAxis
+
+        line = Line.at(torch.arange(2.0, dtype=torch.float64, device=device))
+        b = torch.zeros(1, 2, 1, dtype=torch.float64, device=device)
+        TritonAxis(line, SquaredEuclidean(), 1.0, 2)(b, torch.empty_like(b))
+    # Whatever it raises, it is said, and torch does the work.
+    except Exception as error:  # noqa: BLE001
+        warnings.warn(
+            f"received {error!r} from Triton on {device}: the kernel takes torch, 8 times slower", stacklevel=2
+        )
+        return None
+    return TritonAxis
 
 
 class TorchAxis:
@@ -183,11 +220,11 @@ class TorchAxis:
         before, _, after = b.shape
         per_line = self.tiles * self.width * _TILE
         if before > 1:
-            step = max(1, _CHUNK // (per_line * after))
+            step = max(1, _chunk(b) // (per_line * after))
             for start in range(0, before, step):
                 out[start : start + step] = self._lines(b[start : start + step])
         else:
-            step = max(1, _CHUNK // per_line)
+            step = max(1, _chunk(b) // per_line)
             for start in range(0, after, step):
                 out[:, :, start : start + step] = self._lines(b[:, :, start : start + step])
 
@@ -232,14 +269,14 @@ class TorchAxis:
 
     def _outside(self, top: Tensor) -> Tensor:
         """max_J (m_J - c_IJ/eps) over the tiles outside I's window: shape (before, tiles, after)."""
-        if top.numel() * self.tiles <= _CHUNK:
+        if top.numel() * self.tiles <= _chunk(top):
             return (top[:, None] + self.outside[None, :, :, None]).amax(dim=2)
         return torch.stack([(top + row[None, :, None]).amax(dim=1) for row in self.outside], dim=1)
 
     def _repair(self, out: Tensor, b: Tensor, wrong: Tensor) -> None:
         """A true log-sum-exp over the whole axis for the outputs that need one."""
         lead, node, trail = wrong.nonzero(as_tuple=True)
-        step = max(1, _CHUNK // self.n)
+        step = max(1, _chunk(b) // self.n)
         for start in range(0, node.numel(), step):
             a, i, c = (index[start : start + step] for index in (lead, node, trail))
             log_k = -self.cost(self.nodes[i][:, None], self.nodes[None]) / self.epsilon
