@@ -276,7 +276,7 @@ def measure(
             row.times, row.peak = [seconds], peak.bytes
         else:
             least = 3 if setup.quick or seconds > 1 else 5
-            brief |= {contender.name} if seconds < 10 * _WARM else set()
+            brief |= {contender.name} if seconds < 10 * _WARM and setup.device.type == "cpu" else set()
             alive[contender.name] = run, least if setup.quick else max(least, min(15, int(BUDGET / seconds)))
     for name, (run, _) in alive.items():  # not timed: memory that was given back to the system is slow to come again
         with Peak(setup.device) as peak:

@@ -21,7 +21,7 @@ import torch
 from harness import GIB, Section, Setup, Table, commit, header
 
 HERE = Path(__file__).parent
-RESULTS, RATIOS = HERE / "RESULTS.md", HERE / "ratios.json"
+RATIOS = HERE / "ratios.json"  # on the CPU
 
 SECTIONS: dict[str, tuple[str, Section]] = {
     "kernel": ("Log kernel", log_kernel.tables),
@@ -66,12 +66,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: do the scripts work? measures nothing")
     parser.add_argument("--no-peers", action="store_true", help="without other packages")
     parser.add_argument("--cap", type=float, default=10.0, help="GiB that one contender may need on the CPU")
-    parser.add_argument("--record", action="store_true", help="write RESULTS.md and ratios.json")
+    parser.add_argument("--record", action="store_true", help="write RESULTS.md and ratios.json, or RESULTS-cuda.md")
     parser.add_argument("--check", action="store_true", help="compare ratios with ratios.json; leaves slow ones out")
     parser.add_argument("--factor", type=float, default=1.5, help="a ratio may grow by this much in a check")
     told = parser.parse_args()
     if unknown := set(told.sections) - set(SECTIONS):
         parser.error(f"received sections {', '.join(sorted(unknown))}, need some of {', '.join(SECTIONS)}")
+    if told.check and told.device != "cpu":
+        parser.error(f"received --check with --device {told.device}, need the CPU, whose ratios are stored")
     if told.quick and (told.record or told.check):
         parser.error("received --quick with --record or --check, need the full sizes for those")
     return told
@@ -89,20 +91,23 @@ def _section(name: str, setup: Setup, record: bool) -> list[Table]:
         done.append(table)
         if record:
             took = f"{(time.perf_counter() - began) / 60:.1f} minutes, {commit()}, {setup.device}"
-            _record(title, took, done)
+            _record(title, took, done, setup.device)
     return done
 
 
-def _record(title: str, took: str, tables: list[Table]) -> None:
-    """Replace one section of RESULTS.md and its ratios in ratios.json."""
-    old = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
+def _record(title: str, took: str, tables: list[Table], device: torch.device) -> None:
+    """Replace one section of the device's results, and on the CPU its ratios in ratios.json."""
+    results = HERE / ("RESULTS.md" if device.type == "cpu" else f"RESULTS-{device.type}.md")
+    old = results.read_text(encoding="utf-8").split("\n## ")[1:] if results.exists() else []
     parts = {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip() for part in old}
     parts[title] = "\n\n".join([f"{took}.", *(table.markdown().strip() for table in tables)])
     order = [known for known, _ in SECTIONS.values() if known in parts]
     bars = [line for known in order for line in parts[known].splitlines() if line.startswith("- **")]
     head = ["# Results", header(), HOW.strip(), "## Bars", *(["\n".join(bars)] if bars else [])]
     text = "\n\n".join([*head, *(f"## {known}\n\n{parts[known]}" for known in order)])
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+    results.write_text(text + "\n", encoding="utf-8")
+    if device.type != "cpu":
+        return
     ratios = json.loads(RATIOS.read_text(encoding="utf-8")) if RATIOS.exists() else {}
     ratios |= {_key(table): {k: round(v, 4) for k, v in table.ratios().items()} for table in tables if table.ratios()}
     RATIOS.write_text(json.dumps(ratios, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

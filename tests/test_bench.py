@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,17 +70,20 @@ def test_check_tells_a_ratio_that_has_grown(bench: Any, monkeypatch: pytest.Monk
 
 def test_recording_a_section_keeps_the_others(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     harness = importlib.import_module("harness")
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(bench, "HERE", tmp_path)
     monkeypatch.setattr(bench, "RATIOS", tmp_path / "ratios.json")
 
     def table(title: str, seconds: float) -> Any:
         row = harness.Row("ours", ours=True, times=[seconds])
         return harness.Table(title, "floor", [harness.Row("floor", times=[1.0]), row], bars=[harness.Bar(title, 3, 2)])
 
-    bench._record("One JKO step", "first", [table("a step", 5.0)])
-    bench._record("Log kernel", "second", [table("a kernel", 6.0)])
-    bench._record("One JKO step", "third", [table("a step", 7.0)])
-    text = bench.RESULTS.read_text()
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    bench._record("One JKO step", "first", [table("a step", 5.0)], cpu)
+    bench._record("Log kernel", "second", [table("a kernel", 6.0)], cpu)
+    bench._record("One JKO step", "third", [table("a step", 7.0)], cpu)
+    bench._record("One JKO step", "fourth", [table("a step", 0.1)], gpu)
+    assert "| 0.1 s |" in (tmp_path / "RESULTS-cuda.md").read_text()
+    text = (tmp_path / "RESULTS.md").read_text()
     assert text.index("## Log kernel") < text.index("## One JKO step")
     assert "| 7 s |" in text
     assert "| 5 s |" not in text
