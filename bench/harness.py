@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+import bigjko
+
 LONG, OURS_LONG = 5.0, 30.0  # seconds: a run that takes longer is the only one; ours are given more
 BUDGET = 4.0  # seconds of repeated runs, about, for each contender
 PAUSE = 0.03  # seconds between contenders: OpenMP threads of the last one spin that long at most
@@ -324,8 +326,8 @@ def header() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    found = []
-    for name in ("bigjko", "torch", "pykeops", "geomloss", "ott-jax", "jax", "numpy"):
+    found = [f"bigjko {bigjko.__version__}"]
+    for name in ("torch", "triton", "pykeops", "geomloss", "ott-jax", "jax", "numpy"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
