@@ -38,7 +38,7 @@ from bigjko_kernels import (
 )
 from bigjko_kernels.costs import Term
 from bigjko_kernels.fused import FusedAxis
-from bigjko_kernels.keops import fitting_threads
+from bigjko_kernels.keops import LazyTensor, fitting_threads
 from bigjko_kernels.lazy import _Sheet
 from bigjko_kernels.separable import TorchAxis
 from bigjko_kernels.series import Series
@@ -475,6 +475,27 @@ def test_lazy_agrees_with_the_oracle_on_a_deep_tree(
         # Tiles .3 to .5 across, .08 from node to node: with .75 h^2 to 1.4 apart, with 1e3 h^2 = 6 to the other side.
         assert {12, 24} <= set(ways)
         assert times < 1 or None in ways
+
+
+@pytest.mark.parametrize("values", INPUTS)
+def test_outputs_in_no_range_are_left_to_chance_on_a_gpu(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # KeOps clears all outputs first on the CPU alone; elsewhere those in no range are as its new array was.
+    logsumexp, left = LazyTensor.logsumexp, []
+
+    def on_a_gpu(self: Any, dim: int, ranges: tuple[Tensor, ...]) -> Tensor:
+        out: Tensor = logsumexp(self, dim=dim, ranges=ranges)
+        met = torch.zeros(out.shape[0], dtype=torch.bool)
+        for start, end in ranges[0].tolist():
+            met[start:end] = True
+        left.append(int((~met).sum()))
+        return out.masked_fill(~met[:, None], torch.nan)
+
+    monkeypatch.setattr(LazyTensor, "logsumexp", on_a_gpu)
+    grid = GRIDS["signed sphere"]()
+    out = Lazy(grid, epsilon_of(grid), SquaredArc()).log_apply(INPUTS[values](grid))
+    expected = exact("signed sphere", "arc", 0.75, values, torch.float64)
+    assert_close(out, expected, log_tolerance(expected, torch.float64))
+    assert any(left) or values == "all empty"
 
 
 def test_a_cost_that_tells_no_terms_is_summed_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,14 @@ def block_sparse(outputs: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
     return (*tables, *tables)  # the second three would serve the reduction over outputs
 
 
+def covered(outputs: Tensor, size: int) -> Tensor:
+    """(size,) which outputs lie in one of these ranges: on a GPU a reduction leaves the others as memory was."""
+    steps = outputs.new_zeros(size + 1)
+    steps.index_add_(0, outputs[:, 0], outputs.new_ones(outputs.shape[0]))
+    steps.index_add_(0, outputs[:, 1], outputs.new_full((outputs.shape[0],), -1))
+    return steps[:-1].cumsum(0) > 0
+
+
 _ROWS = 1024  # 6 ms of work on a sphere: enough for many threads to share
 
 

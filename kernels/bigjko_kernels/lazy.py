@@ -7,7 +7,7 @@ from .costs import Cost, geodesic
 from .factors import Sheets
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
-from .keops import LazyTensor, block_sparse, fitting_threads, lazy_tensor, memory_told
+from .keops import LazyTensor, block_sparse, covered, fitting_threads, lazy_tensor, memory_told
 from .series import Series
 from .tiles import Pairs, Tiles
 
@@ -91,7 +91,7 @@ class _Sheet:
         ranges = block_sparse(pairs.outputs, pairs.inputs)
         with fitting_threads(pairs.outputs), memory_told(b.device):
             out: Tensor = (b_k - cost / self.epsilon).logsumexp(dim=1, ranges=ranges).reshape(-1)
-        return out.masked_fill(out < _KEOPS_ZERO / 2, LOG_ZERO)
+        return out.masked_fill_(~covered(pairs.outputs, out.shape[0]) | (out < _KEOPS_ZERO / 2), LOG_ZERO)
 
     def _by_series(self, x: LazyTensor, y: LazyTensor, series: list[Series]) -> LazyTensor:
         total = start = 0
