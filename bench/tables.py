@@ -34,11 +34,11 @@ SECTIONS: dict[str, tuple[str, Section]] = {
 }
 CHECKED = ("kernel", "growth", "steps", "particles")  # what `make bench-check` runs, without the slow contenders
 HOW = """\
-Medians in seconds over alternating runs, on the CPU each after 50 ms of the same; spread is the width of the middle half
-of the runs over their median; a run of more than 5 s (ours: 30 s) is the only one. Peak memory is how far the process'
-resident set rose above what it held before the run (VmHWM after a reset, less VmRSS), on CUDA torch's peak. A row says
-what failed, and what would not fit. Threads are those of the first line. Bars were set for two CPU cores. `make bench`
-writes RESULTS.md, and `python examples/gpu_benchmark.py --record` RESULTS-cuda.md.
+Medians in seconds over alternating runs, on the CPU each after 50 ms of the same; spread is the width of the middle
+half of the runs over their median; a run of more than 5 s (ours: 30 s) is the only one. Peak memory is how far the
+process' resident set rose above what it held before the run (VmHWM after a reset, less VmRSS), on CUDA torch's peak.
+A row says what failed, and what would not fit. Threads are those of the first line. Bars were set for two CPU cores.
+`make bench` writes RESULTS.md, and `python examples/gpu_benchmark.py --record` RESULTS-cuda.md.
 """
 
 

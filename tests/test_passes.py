@@ -52,6 +52,12 @@ def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype, rule: pass
     torch.testing.assert_close(p.double(), exact_p, rtol=4 * rounding, atol=torch.finfo(dtype).tiny)
     assert torch.equal(p == 0, exact_p.to(dtype) == 0)
     assert torch.equal(p, passes.masses(log_p))
+    for way in (passes.fit, passes.fit_by_torch):
+        silent, kept = torch.empty_like(d), log_k.clone()
+        quick = way(log_p, kept, d, rule, silent, told=False)
+        assert torch.equal(kept, log_k)
+        assert torch.equal(silent, out if way is passes.fit else plain)
+        assert (quick.top, quick.low) == pytest.approx((float(silent.max()), float(silent.min())), rel=8 * rounding)
 
 
 def test_bits_are_the_same_for_any_number_of_threads_and_in_place() -> None:

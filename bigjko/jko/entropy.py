@@ -42,8 +42,13 @@ class Entropy(ABC):
         """The potential before the first step."""
 
     @abstractmethod
-    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
-        """The potential after a pass that led to p, written into out, which may be d; the masses of p in `work`."""
+    def refit(
+        self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, told: bool = True
+    ) -> Refit:
+        """The potential after a pass that led to p, written into out, which may be d; the masses of p in `work`.
+
+        Not told, between passes, of the refit d alone means something.
+        """
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class Plain(Entropy):
         """Cell volumes only."""
         return transport.neutral()
 
-    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
+    def refit(
+        self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, told: bool = True
+    ) -> Refit:
         """Nothing to fit."""
         return Refit(d, math.nan, math.nan, masses(log_p, work))
 
@@ -107,19 +114,23 @@ class Debiased(Entropy):
             d, last = refit.d, refit.misfit
         return d
 
-    def refit(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid) -> Refit:
+    def refit(
+        self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, told: bool = True
+    ) -> Refit:
         """One averaged Sinkhorn update; its own move tells how well the old d fitted."""
-        return self._moved(transport, d, log_p, work, out, self.floor)
+        return self._moved(transport, d, log_p, work, out, self.floor, told)
 
-    def _moved(self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, share: float) -> Refit:
-        found = fit(log_p, transport.blurred(d, work), d, transport.refitting(share), out)
+    def _moved(
+        self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, share: float, told: bool = True
+    ) -> Refit:
+        found = fit(log_p, transport.blurred(d, work), d, transport.refitting(share), out, told)
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.
         least = found.top - _DEPTH * transport.epsilon
         if not found.low >= least:
             out.clamp_(min=least)
-        if not (found.mass > 0 and found.reproduced > 0):
+        if not (told and found.mass > 0 and found.reproduced > 0):
             return Refit(out, math.nan, math.nan, work)
         worst = max(0.0, found.worst + math.log(found.reproduced / found.mass))
         gap = transport.dearest * transport.epsilon * found.mass * worst

@@ -14,7 +14,8 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
     On lines, and on a cone over a circle of 768 directions or more, within 25% (tested).
 
     Seven arrays of N: log q and q, d, the step's two, and d of two passes; one for V where there is any; and in float64
-    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more.
+    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more. On a GPU the
+    kernel keeps the costs of each axis, and what is greatest in every tile of 16.
 
     Args:
         energy: its data, whether V is not zero, whether mass is kept, and the cost, which decides on the kernel.
@@ -33,6 +34,8 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
     if cost.per_factor(grid) is None:
         sheet = [size for f, size in zip(grid.factors, shape, strict=True) if type(f) is not Sheets]
         tables = _bands(sheet[0], sheet[1], N) if Circulant.takes(grid, cost) else _TILES * N
+    elif grid.device.type == "cuda":
+        tables = sum(16 * shape[k] ** 2 for k in axes) + N // 2 + _FIXED_ON_GPUS
     else:
         tables = sum(_table(shape[k], N) for k in axes)
     return N * (arrays * item + (8 if len(axes) > 1 or not lines else 0)) + tables + 8 * _MATRICES * n**2 + _FIXED
@@ -52,3 +55,4 @@ def _bands(n: int, m: int, N: int) -> int:
 _TILES = 600  # bytes a node for the pairs of tiles of a sphere, or where a cost is joint
 _MATRICES = 8  # n x n: the curvature, its update, a factorisation and their temporaries
 _FIXED = 24 << 20  # slabs of a kernel, parts of a sum, tiles of features
+_FIXED_ON_GPUS = 256 << 20  # the same, which are larger there

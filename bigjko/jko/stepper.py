@@ -272,7 +272,8 @@ class JKO(Stepper[GridMeasure, JKOState]):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
             solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
             z, curvature = solution.onward, solution.curvature
-            refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d)
+            told = not left or solution.status is not Status.ok or self.entropy.tolerance > 0
+            refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d, told)
             d, passes, evaluations = refit.d, passes + 1, evaluations + solution.evaluations
             gap_z = max(gap_z, solution.gap)
             if passes == 1:

@@ -155,6 +155,8 @@ void profiles(const A* p, long rows, long length, double* by_row, double* by_col
 //
 //     new_i = max(d_i + rate log(p_i/r_i), least + eps log k_i),   p_i in place of log k_i,
 //     the sums of p, r and |p - r|,   the largest log(p_i/r_i), the largest and the smallest new_i
+//
+// Not TOLD: only what takes no exponential, new_i, the largest and the smallest of them; log k stays.
 struct Rule {
     double weight, rate, eps, least;
 };
@@ -163,7 +165,7 @@ struct Fit {
     double mass = 0, reproduced = 0, missed = 0, worst = -INFINITY, top = -INFINITY, low = INFINITY, undefined = 0;
 };
 
-template <class P, class A>
+template <class P, bool TOLD, class A>
 Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule by) {
     V mass{}, reproduced{}, missed{}, worst = all(-INFINITY), most = worst, least = worst;
     M wrong{}, rare{};
@@ -171,25 +173,28 @@ Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule by) {
         const V a = load(log_p + i, left, -INFINITY), k = load(log_k + i, left, -1000), old = load(d + i, left);
         const V b = k + by.weight * old, ratio = a - b;
         const V new_d = larger(by.least + by.eps * k, old + by.rate * ratio);  // NaN where that is
-        const V p = masses_of<P>(a), r = exp_of<P>(b), miss = p - r;
-        store(out + i, new_d, left), store(log_k + i, p, left);
+        store(out + i, new_d, left);
         wrong |= undefined(new_d) | (M)(larger(a, b) > 709);  // NaN, or no number in double
-        rare |= odd(a);
-        worst = larger(ratio, worst);
         most = larger(left < L ? first(new_d, left) : new_d, most);
         least = larger(left < L ? first(-new_d, left) : -new_d, least);
-        mass += p, reproduced += r, missed += larger(miss, -miss);
+        if constexpr (TOLD) {
+            const V p = masses_of<P>(a), r = exp_of<P>(b), miss = p - r;
+            store(log_k + i, p, left);
+            rare |= odd(a);
+            worst = larger(ratio, worst);
+            mass += p, reproduced += r, missed += larger(miss, -miss);
+        }
     });
     const bool lost = any(wrong);
-    if (lost || any(rare)) mend(log_p, log_k, n);
+    if (TOLD && (lost || any(rare))) mend(log_p, log_k, n);
     return {sum(mass), sum(reproduced), sum(missed), top(worst), top(most), -top(least), double(lost)};
 }
 
-template <class P, class A>
+template <class P, bool TOLD, class A>
 Fit fit(const A* log_p, A* log_k, const A* d, A* out, long n, const Rule& by, long threads) {
     std::vector<Fit> found(shares(n, 1));
     shared(n, 1, threads, [&](long s, long from, long to) {
-        found[s] = fit<P>(log_p + from, log_k + from, d + from, out + from, to - from, by);
+        found[s] = fit<P, TOLD>(log_p + from, log_k + from, d + from, out + from, to - from, by);
     });
     Fit total;
     for (const Fit& f : found) {
@@ -258,11 +263,14 @@ extern "C" void bigjko_profiles(const void* p, long rows, long length, double* b
 }
 
 extern "C" void bigjko_fit(const void* log_p, void* log_k, const void* d, void* out, long n, long single,
-                           const double* by, long threads, double* result) {
+                           const double* by, long told, long threads, double* result) {
     const Rule rule{by[0], by[1], by[2], by[3]};
     const Fit f = in_dtype(single, [&](auto precision, auto a) {
         using A = decltype(a);
-        return fit<decltype(precision)>((const A*)log_p, (A*)log_k, (const A*)d, (A*)out, n, rule, threads);
+        using P = decltype(precision);
+        const auto p = (const A*)log_p, old = (const A*)d;
+        const auto k = (A*)log_k, moved = (A*)out;
+        return told ? fit<P, true>(p, k, old, moved, n, rule, threads) : fit<P, false>(p, k, old, moved, n, rule, threads);
     });
     const double values[] = {f.mass, f.reproduced, f.missed, f.worst, f.top, f.low};
     for (int k = 0; k < 6; ++k) result[k] = f.undefined ? NAN : values[k];

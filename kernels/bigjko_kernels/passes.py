@@ -48,7 +48,7 @@ def load(march: str = "native") -> Any:
         "bigjko_whole": (None, place, place, number, number),
         "bigjko_rises": (None, place, number, number, ctypes.POINTER(_Lead), number, place, number, number),
         "bigjko_profiles": (None, place, number, number, place, place, number, number),
-        "bigjko_fit": (None, place, place, place, place, number, number, place, number, place),
+        "bigjko_fit": (None, place, place, place, place, number, number, place, number, number, place),
     }
     for name, (result, *arguments) in kinds.items():
         function = getattr(library, name)
@@ -235,17 +235,22 @@ def fit(
     d: Float[Tensor, "*grid"],
     rule: Rule,
     out: Float[Tensor, "*grid"],
+    told: bool = True,
 ) -> Fit:
-    """Moves d by the rule, into out, which may be d, and writes p over log_k; how p and r differ."""
+    """Moves d by the rule, into out, which may be d; how p and r differ, if it is to be told, and p over log_k.
+
+    Not told, no exponential is taken: log_k stays, and of the fit top and low alone mean something.
+    """
     if (library := _compiled(log_p, log_k, d, out)) is None:
-        return fit_by_torch(log_p, log_k, d, rule, out)
+        return fit_by_torch(log_p, log_k, d, rule, out, told)
     single, threads = _how(log_p)
     by, found = (ctypes.c_double * 4)(*rule), (ctypes.c_double * 6)()
-    library.bigjko_fit(*(x.data_ptr() for x in (log_p, log_k, d, out)), log_p.numel(), single, by, threads, found)
+    places = (x.data_ptr() for x in (log_p, log_k, d, out))
+    library.bigjko_fit(*places, log_p.numel(), single, by, told, threads, found)
     return Fit(*found)
 
 
-def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor) -> Fit:
+def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor, told: bool = True) -> Fit:
     """The same by torch, a few nodes at a time."""
     mass, reproduced, missed = torch.zeros(3, dtype=torch.float64, device=d.device)
     worst, top, low = d.new_tensor([-math.inf, -math.inf, math.inf])
@@ -254,7 +259,10 @@ def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tenso
         log_ratio = log_p_i - log_r
         lowest = (rule.eps * log_k_i).add_(rule.least).masked_fill_(log_ratio.isnan(), math.nan)
         torch.fmax(torch.add(d_i, log_ratio, alpha=rule.rate), lowest, out=new)
-        worst, top, low = torch.maximum(worst, log_ratio.max()), torch.maximum(top, new.max()), low.minimum(new.min())
+        top, low = torch.maximum(top, new.max()), low.minimum(new.min())
+        if not told:
+            continue
+        worst = torch.maximum(worst, log_ratio.max())
         p, r = torch.exp(log_p_i, out=log_k_i), log_r.exp_()
         mass += p.sum(dtype=torch.float64)
         reproduced += r.sum(dtype=torch.float64)

@@ -38,7 +38,7 @@ _TILE = 16
 _WIDEST = 17  # tiles in a window, or more while its table is no larger than one array of N
 _MARGIN = 40.0  # exp(-40) = 4e-18: what is left out is below half an ulp
 _TINY = 1e-280  # a sum below it may have lost terms to underflow
-_CHUNK, _CHUNK_OFF_CPU = 1 << 20, 1 << 24  # elements of a temporary
+_CHUNK, _CHUNK_OFF_CPU = 1 << 20, 1 << 23  # elements of a temporary
 _lock = threading.Lock()  # windows and the array in between are written: not by two threads at once
 _REPAIRS = 8.0  # repairing a share of more than this / n of the outputs costs more than a wider window
 
@@ -120,7 +120,7 @@ class Separable(GibbsKernel):
             first(b.reshape(shape), out.view(shape))
             return out
         rows, between = b.reshape(-1, shape[2])[left], self._between[left]
-        step = max(1, _chunk(b) // shape[2])
+        step = max(1, min(rows.shape[0], _chunk(b) // shape[2]))
         spare = torch.empty(step if len(rest) > 1 else 0, shape[2], dtype=torch.float64, device=b.device)
         for start in range(0, rows.shape[0], step):
             slab, target = rows[start : start + step], between[start : start + step]
