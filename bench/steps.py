@@ -198,8 +198,8 @@ def anatomy(setup: Setup) -> Table:
         applied = statistics.median(inside)
         spent[row.name] = statistics.median(whole) - applied
         outside = spent[row.name] / statistics.median(whole)
-        said = f"{calls} kernel applications, {100 * outside:.0f}% of the time outside them: {1e3 * spent[row.name]:.2g} ms"
-        row.note = said
+        share = f"{100 * outside:.0f}% of the time outside them: {1e3 * spent[row.name]:.2g} ms"
+        row.note = f"{calls} kernel applications, {share}"
         if row.name.endswith(FEW):
             floors[row.name.split(",")[0]] = spent[row.name]
             continue

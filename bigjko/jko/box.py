@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.curvature import newton
+
 from ..losses import Loss
 
 
@@ -42,17 +44,24 @@ class DualBox:
         return torch.minimum(torch.maximum(z, low), high)
 
     def newton_move(
-        self, H: Float[Tensor, "n n"], gradient: Float[Tensor, " n"], z: Float[Tensor, " n"]
+        self,
+        B: Float[Tensor, "n n"],
+        diagonal: Float[Tensor, " n"],
+        gradient: Float[Tensor, " n"],
+        z: Float[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
         """argmax over v of gradient.v - v.H v/2, with z + v in the closed box where the answer may lie on its walls.
+
+        H is B + diag(diagonal).
 
         A Newton move that is cut off at the walls need not lead upwards; the maximum within them does. By the
         primal-dual active set method (Hintermueller, Ito and Kunisch 2002), a few solves; should it cycle, or H be
         singular, a move along the gradient.
         """
         if self.loss.steep or not self.bounded:
-            newton, singular = torch.linalg.solve_ex(H, gradient)
-            return gradient / H.abs().sum(1).max() if bool(singular) else newton
+            found = newton(B, diagonal, gradient)
+            return gradient / (B + torch.diag(diagonal)).abs().sum(1).max() if found is None else found
+        H = B + torch.diag(diagonal)
         low, high, n = self.low - z, self.high - z, len(z)
         move: Tensor
         below = above = torch.zeros(n, dtype=torch.bool, device=z.device)

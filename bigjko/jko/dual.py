@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bigjko_kernels.curvature import learn
 from bigjko_kernels.passes import Feed
 from bigjko_kernels.sums import parts
 
@@ -48,7 +49,7 @@ def foreseen(box: DualBox, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> F
     u, guess = loss.conjugate_gradient(start, y), start
     gradient = -B @ guess
     for _ in range(_FORESIGHT):
-        move = box.newton_move(B + torch.diag(loss.conjugate_curvature(guess, y)), gradient, guess)
+        move = box.newton_move(B, loss.conjugate_curvature(guess, y), gradient, guess)
         guess, first = box.inside(guess + move, guess), gradient
         gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
         if not largest(gradient) > _SEEN * largest(first):
@@ -110,7 +111,7 @@ class DualSolver(StepSolver):
                 curvature = problem.tau * problem.energy.features.gram(p).cpu()
                 B = curvature
                 for pair in pairs:
-                    B = _learn(B, *pair)
+                    B = learn(B, *pair)
             direction = self._newton(box, B, point)
             if float(direction @ point.gradient) <= 0:  # pairs from far away have cost B its sign: start it afresh
                 pairs.clear()
@@ -124,8 +125,10 @@ class DualSolver(StepSolver):
                     self._evaluate(problem, y, point.z)
                     evaluations += 1
                 break
+            # Where M p has not answered at all, B loses its curvature along the move. That happens once all mass has
+            # gone where it can: with an NTK left in B, a step is a few percent of Newton's.
             pairs.append((found.z - point.z, point.outputs - found.outputs))
-            B = B if refresh else _learn(B, *pairs[-1])
+            B = B if refresh else learn(B, *pairs[-1])
             point = found
         u, z = point.outputs, point.z
         gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - z @ u)
@@ -139,8 +142,7 @@ class DualSolver(StepSolver):
 
     def _newton(self, box: DualBox, B: Tensor, point: _Point) -> Tensor:
         """The move at a point, with B for what transport adds to the dual's curvature."""
-        curvature = torch.diag(box.loss.conjugate_curvature(point.z, box.y))
-        return box.newton_move(B + curvature, point.gradient, point.z)
+        return box.newton_move(B, box.loss.conjugate_curvature(point.z, box.y), point.gradient, point.z)
 
     def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
         """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
@@ -201,21 +203,6 @@ class DualSolver(StepSolver):
             if alpha < _SHORTEST:
                 return None, spent
         return None, budget
-
-
-def _learn(B: Tensor, move: Tensor, change: Tensor) -> Tensor:
-    """The BFGS update of B for B move = change; where M p has not answered at all, B loses its curvature along move.
-
-    That happens once all mass has gone where it can: with an NTK left in B, a step is a few percent of Newton's.
-    """
-    image = B @ move
-    pairs = torch.stack([move, change, image])
-    (length2, push, pull), (_, change2, _), _ = (pairs @ pairs.T).tolist()
-    if pull > 0:
-        B = B.addr(image, image, alpha=-1 / pull)
-    if push > 1e-14 * math.sqrt(length2 * change2):
-        B = B.addr(change, change, alpha=1 / push)
-    return B
 
 
 def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:

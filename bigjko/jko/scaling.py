@@ -90,8 +90,8 @@ def _prox(problem: StepProblem, log_s: Tensor, z: Tensor) -> tuple[Tensor, Tenso
             break
         p = log_p.exp()
         columns = [energy.outputs(p * energy.features.potential(e.to(p.dtype))) for e in torch.eye(len(y)).to(y)]
-        hessian = torch.diag(loss.conjugate_curvature(z, y)) + tau / eps * torch.stack(columns)
-        direction, alpha = box.newton_move(hessian, gradient, z), 1.0
+        B = tau / eps * torch.stack(columns)
+        direction, alpha = box.newton_move(B, loss.conjugate_curvature(z, y), gradient, z), 1.0
         while alpha > 1e-8:
             new = box.inside(z + alpha * direction, z)
             log_new, found = respond(new)

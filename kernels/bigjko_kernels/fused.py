@@ -200,11 +200,16 @@ class InTurn:
         self.sizes = list(zip(befores, (math.prod(shape[k + 1 :]) for k, _ in axes[::-1]), strict=True))
         self._possible = not slabs or (self.size <= _CACHED and self.count >= _SHARED)
         self._done = torch.empty(self.count, dtype=torch.uint8)
+        self._known: list[_Tables] = []
+        self._among: ctypes.Array[_Among] | None = None
         self.shares: tuple[int, int] | None = None
         if slabs:
             self.shares = self.count, self.size
         elif len(axes) == 2 and self.sizes[0][1] == 1:  # whose lines lie one after the other
             self.shares = -(-self.sizes[0][0] // _LINES), _LINES * self.axes[0].n
+
+    def __getstate__(self) -> dict[str, Any]:  # without pointers
+        return self.__dict__ | {"_known": [], "_among": None}
 
     def takes(self, b: Tensor) -> bool:
         """Whether it should be tried: not where an axis lacked room for its blocks the last time."""
@@ -221,12 +226,15 @@ class InTurn:
         """
         with _lock:
             done, marked = self._done, ctypes.c_long()
-            pairs = zip(self.axes, self.sizes, strict=True)
-            among = (_Among * len(self.axes))(*(_Among(ctypes.addressof(a.tables), *size) for a, size in pairs))
+            tables = [axis.tables for axis in self.axes]
+            if tables != self._known:
+                pairs = zip(tables, self.sizes, strict=True)
+                self._known = tables
+                self._among = (_Among * len(tables))(*(_Among(ctypes.addressof(x), *size) for x, size in pairs))
             places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
             threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
             how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts, marked)
-            finished = load().bigjko_in_turn(among, len(self.axes), *places, *how)
+            finished = load().bigjko_in_turn(self._among, len(self.axes), *places, *how)
             if finished == len(self.axes):
                 return None
             if marked.value:

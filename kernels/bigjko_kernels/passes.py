@@ -136,11 +136,12 @@ class Division(Feed):
 
     def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
         self._q, self._log_q, self._log_k = q, log_q, log_k
-        self._sums = torch.empty(0, dtype=torch.float64, device=q.device)
+        self._sums: Tensor | None = None
 
     @property
     def total(self) -> Float[Tensor, ""]:
         """Afterwards, the sum of q log_k as it was, in float64."""
+        assert self._sums is not None, "made before it is asked for"
         return self._sums.sum()
 
     def whole(self) -> None:
@@ -149,9 +150,9 @@ class Division(Feed):
         if (made := self.parts(max(1, -(-size // _SHARE)), _SHARE)) is not None:
             load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
             return
-        self._sums = self._sums.new_zeros(1)
+        self._sums = sums = torch.zeros(1, dtype=torch.float64, device=self._q.device)
         for q, log_q, log_k in parts(self._q, self._log_q, self._log_k):  # both in the cache
-            self._sums += inner(q, log_k)
+            sums += inner(q, log_k)
             torch.sub(log_q, log_k, out=log_k)
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
