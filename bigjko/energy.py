@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import Circle, Features, Grid, Sheets, Sphere
-from bigjko_kernels.passes import Feed
+from bigjko_kernels.passes import Feed, Weighing
 from bigjko_kernels.sums import inner
 
 from .errors import RiskError
@@ -53,9 +53,9 @@ class Composite:
         """What writes scale base + alpha (V + M^T z) into out, which is not base."""
         return self.features.feed(base, scale, self._V, alpha, z.to(self.potential.dtype), out)
 
-    def weigh(self, log_p: Tensor, rest: Tensor) -> Float[Tensor, " n"]:
+    def weighing(self, log_p: Tensor, rest: Tensor) -> Weighing:
         """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
-        return self.features.weigh(log_p, rest)
+        return self.features.weighing(log_p, rest)
 
     @cached_property
     def _V(self) -> Tensor | None:

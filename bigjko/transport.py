@@ -81,9 +81,20 @@ class Transport(ABC):
 
     @abstractmethod
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
+        self,
+        log_q: OnGrid,
+        q: OnGrid,
+        tilt: Tilt,
+        d: OnGrid,
+        tau: float,
+        work: OnGrid,
+        out: OnGrid,
+        then: Feed | None = None,
     ) -> Response | None:
-        """`respond` to tau h, without a new array: log_p in out, the rest in work; None where it is not feasible."""
+        """`respond` to tau h, without a new array: log_p in out, the rest in work; None where it is not feasible.
+
+        then: to be done when they are there.
+        """
 
     @abstractmethod
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
@@ -129,13 +140,20 @@ class Balanced(Transport):
         return float((weights - self.kernel.log_apply(weights)).min())
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
+        self,
+        log_q: OnGrid,
+        q: OnGrid,
+        tilt: Tilt,
+        d: OnGrid,
+        tau: float,
+        work: OnGrid,
+        out: OnGrid,
+        then: Feed | None = None,
     ) -> Response | None:
         """See Transport."""
-        self.kernel.log_apply(work, out=out, feed=tilt(d, 1 / self.epsilon, -tau / self.epsilon, work))
         over = Division(q, log_q, out)
-        log_p = self.kernel.log_apply(out, out=out, feed=over)
-        return Response(over.total.mul_(-self.epsilon), log_p, work)
+        self.kernel.log_apply_twice(work, out, tilt(d, 1 / self.epsilon, -tau / self.epsilon, work), over, then)
+        return Response(over.total.mul_(-self.epsilon), out, work)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -173,7 +191,15 @@ class Scaled(Transport):
         return self.unit.neutral()
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
+        self,
+        log_q: OnGrid,
+        q: OnGrid,
+        tilt: Tilt,
+        d: OnGrid,
+        tau: float,
+        work: OnGrid,
+        out: OnGrid,
+        then: Feed | None = None,
     ) -> Response | None:
         """See Transport. Of q itself Balanced sums its value and no more."""
 
@@ -181,7 +207,7 @@ class Scaled(Transport):
             tilt(base, 0.0, alpha, out).whole()
             return Feed(lambda: out.div_(self.squares).add_(base, alpha=scale))
 
-        return self.unit.respond_into(log_q, q * self.squares, shared, d, tau, work, out)
+        return self.unit.respond_into(log_q, q * self.squares, shared, d, tau, work, out, then)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -229,7 +255,15 @@ class WassersteinFisherRao(Transport):
         return torch.zeros_like(self.scale)
 
     def respond_into(
-        self, log_q: OnGrid, q: OnGrid, tilt: Tilt, d: OnGrid, tau: float, work: OnGrid, out: OnGrid
+        self,
+        log_q: OnGrid,
+        q: OnGrid,
+        tilt: Tilt,
+        d: OnGrid,
+        tau: float,
+        work: OnGrid,
+        out: OnGrid,
+        then: Feed | None = None,
     ) -> Response | None:
         """See Transport."""
         eps = self.epsilon
@@ -243,7 +277,10 @@ class WassersteinFisherRao(Transport):
         s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
         value = sum64(q) - (1 + eps) * sum64(s)
         log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
-        return Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
+        found = Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
+        if then is not None:
+            then.whole()
+        return found
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels.curvature import learn
-from bigjko_kernels.passes import Feed
+from bigjko_kernels.passes import Feed, Parts, Weighing
 from bigjko_kernels.sums import parts
 
 from ..errors import StepError
 from ..status import Status
-from ..transport import Response
 from .box import DualBox, largest
 from .problem import Solution, StepProblem, StepSolver
 
@@ -152,28 +151,16 @@ class DualSolver(StepSolver):
         def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Feed:
             return energy.feed(base, scale, alpha, on_device, out)
 
-        response = problem.transport.respond_into(log_q, q, tilt, d, problem.tau, room.work, room.log_p)
+        weighed = _Weighed(self, problem, energy.weighing(room.log_p, room.work))
+        response = problem.transport.respond_into(log_q, q, tilt, d, problem.tau, room.work, room.log_p, weighed)
         if response is None:
             return None
-        rounding = self._rounding(problem, response)
-        u = energy.weigh(response.log_p, response.rest)
+        u, rounding = weighed.sums.outputs, weighed.rounding
         outputs, smallest = u, response.value
         if u.device != z.device:  # together: the device is waited for
             outputs, smallest = torch.cat([u, response.value.reshape(1)]).to(z.device).split([len(y), 1])
         value = float(smallest) - problem.tau * float(loss.conjugate(z, y))
         return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, rounding)
-
-    def _rounding(self, problem: StepProblem, found: Response) -> float:
-        """4 ulp of the largest |log b| + |log p| at nodes that carry mass; 0 where that cannot reach rtol."""
-        ulp = torch.finfo(found.log_p.dtype).eps
-        if self.rtol >= _FAR * ulp:
-            return 0.0
-        largest, least = found.log_p.new_zeros(()), problem.log_q.max() - _LIGHT
-        for log_k, q, b in parts(found.log_p, problem.log_q, found.rest):
-            p = log_k + b
-            light = torch.minimum(p, q) < least
-            largest = torch.maximum(largest, (p.abs_() + b.abs()).masked_fill_(light, 0.0).max())
-        return 4 * ulp * float(largest)
 
     def _search(
         self, problem: StepProblem, box: DualBox, point: _Point, direction: Tensor, budget: int
@@ -203,6 +190,35 @@ class DualSolver(StepSolver):
             if alpha < _SHORTEST:
                 return None, spent
         return None, budget
+
+
+class _Weighed(Feed):
+    """M p, and before it, where the dtype may matter, what rounding leaves uncertain in log p."""
+
+    def __init__(self, solver: DualSolver, problem: StepProblem, sums: Weighing) -> None:
+        self._problem, self.sums, self.rounding = problem, sums, 0.0
+        self._ulp = torch.finfo(problem.log_q.dtype).eps
+        self._matters = solver.rtol < _FAR * self._ulp
+
+    def whole(self) -> None:
+        """See Feed."""
+        if self._matters:
+            self.rounding = 4 * self._ulp * self._largest()
+        self.sums.whole()
+
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """See Feed."""
+        return None if self._matters else self.sums.parts(shares, nodes)
+
+    def _largest(self) -> float:
+        """The largest |log b| + |log p| at nodes that carry mass."""
+        room, log_q = self._problem.room, self._problem.log_q
+        largest, least = log_q.new_zeros(()), log_q.max() - _LIGHT
+        for log_k, q, b in parts(room.log_p, log_q, room.work):
+            p = log_k + b
+            light = torch.minimum(p, q) < least
+            largest = torch.maximum(largest, (p.abs_() + b.abs()).masked_fill_(light, 0.0).max())
+        return float(largest)
 
 
 def _failed(problem: StepProblem, z: Tensor, curvature: Tensor) -> Solution:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import GridError
-from .passes import Feed
+from .passes import Feed, Weighing
 from .ridge import Compiled, Network
 from .streams import Stream, Tiled
 from .sums import rows_at_once
@@ -50,6 +50,10 @@ class Features(ABC):
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
         """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
         return self.outputs(torch.exp(log_p.add_(rest), out=rest))
+
+    def weighing(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Weighing:
+        """`weigh`, which has still to be done: a kernel may do it when it has made log_p."""
+        return Weighing(lambda: self.weigh(log_p, rest))
 
     @abstractmethod
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
@@ -144,11 +148,21 @@ class Ridge(Features):
 
     def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
         """See Features."""
-        found: Tensor | None = None
-        if self._compiled is not None:
-            stream, on, *_ = self._compiled
-            found = stream.weigh(on, log_p, rest)
-        return super().weigh(log_p, rest) if found is None else found
+        if (found := self._weighing(log_p, rest)) is None:
+            return super().weigh(log_p, rest)
+        found.whole()
+        return found.outputs
+
+    def weighing(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Weighing:
+        """See Features."""
+        found = self._weighing(log_p, rest)
+        return super().weighing(log_p, rest) if found is None else found
+
+    def _weighing(self, log_p: Tensor, rest: Tensor) -> Weighing | None:
+        if self._compiled is None:
+            return None
+        stream, on, *_ = self._compiled
+        return stream.weighing(on, log_p, rest)
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""

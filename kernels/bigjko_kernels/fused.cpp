@@ -702,3 +702,18 @@ extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, dou
     };
     return single ? call(Single(), float()) : call(Double(), double());
 }
+
+// bigjko_in_turn twice, the second time in place. feeds: before each, and what follows, or null. Returns as that does, of
+// the application that ended first; applied: how many were done.
+extern "C" long bigjko_twice(const Among* axes, long some, const void* in, double* between, void* out, long single,
+                             long size, long count, uint8_t* done, long threads, const Feed* const* feeds, long* marked,
+                             long* applied) {
+    for (*applied = 0; *applied < 2; ++*applied) {
+        const void* from = *applied ? out : in;
+        const Feed* feed = feeds[*applied];
+        const long finished = bigjko_in_turn(axes, some, from, between, out, single, size, count, done, threads, feed, marked);
+        if (finished < some) return finished;
+    }
+    if (feeds[2]) feeds[2]->make(feeds[2]->what, 0, 0, 0);
+    return some;
+}

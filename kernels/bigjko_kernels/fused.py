@@ -53,6 +53,9 @@ def load(march: str = "native") -> Any:
     counts = (number, number, number, place, number)
     arguments = (number, place, place, place, *counts, ctypes.POINTER(Parts), ctypes.POINTER(number))
     library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = (ctypes.POINTER(_Among), *arguments), number
+    ends = (ctypes.POINTER(number), ctypes.POINTER(number))
+    twice = (ctypes.POINTER(_Among), number, place, place, place, *counts, place, *ends)
+    library.bigjko_twice.argtypes, library.bigjko_twice.restype = twice, number
     return library
 
 
@@ -225,23 +228,44 @@ class InTurn:
             parts: what makes b in `shares`: so many, of so many nodes.
         """
         with _lock:
-            done, marked = self._done, ctypes.c_long()
-            tables = [axis.tables for axis in self.axes]
-            if tables != self._known:
-                pairs = zip(tables, self.sizes, strict=True)
-                self._known = tables
-                self._among = (_Among * len(tables))(*(_Among(ctypes.addressof(x), *size) for x, size in pairs))
-            places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
-            threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
-            how = (self.axes[0].single, self.size, self.count, done.data_ptr(), threads, parts, marked)
-            finished = load().bigjko_in_turn(self._among, len(self.axes), *places, *how)
-            if finished == len(self.axes):
-                return None
-            if marked.value:
-                axis, (before, after) = self.axes[finished], self.sizes[finished]
-                first, last = finished == 0, finished + 1 == len(self.axes)
-                ends = (out if last or between is None else between), (b if first or between is None else between)
-                axis._repair(*(x.view(before, axis.n, after) for x in ends))
-                return None if last else slice(0)
-            left = [] if finished else (done == 0).nonzero()[:, 0].tolist()
+            marked = ctypes.c_long()
+            finished = load().bigjko_in_turn(*self._how(b, between, out), parts, marked)
+            return self._left(finished, marked.value, b, between, out)
+
+    def twice(
+        self, b: Tensor, between: Tensor | None, out: Tensor, feeds: tuple[Parts, Parts, Parts | None]
+    ) -> tuple[int, slice | None]:
+        """The same of b and then of out, in place: how many of the two were done, and what is left of the next.
+
+        Args:
+            b, between, out: as above, with two axes or more.
+            feeds: what makes b, what remakes out in between, and what to call after the second, if any.
+        """
+        with _lock:
+            marked, applied = ctypes.c_long(), ctypes.c_long()
+            known = (ctypes.c_void_p * 3)(*(None if x is None else ctypes.addressof(x) for x in feeds))
+            finished = load().bigjko_twice(*self._how(b, between, out), known, marked, applied)
+            return applied.value, self._left(finished, marked.value, out if applied.value else b, between, out)
+
+    def _how(self, b: Tensor, between: Tensor | None, out: Tensor) -> tuple[Any, ...]:
+        tables = [axis.tables for axis in self.axes]
+        if tables != self._known:
+            pairs = zip(tables, self.sizes, strict=True)
+            self._known = tables
+            self._among = (_Among * len(tables))(*(_Among(ctypes.addressof(x), *size) for x, size in pairs))
+        places = (b.data_ptr(), None if between is None else between.data_ptr(), out.data_ptr())
+        threads = torch.get_num_threads() if b.numel() >= _ALONE else 1
+        sizes = (self.axes[0].single, self.size, self.count, self._done.data_ptr(), threads)
+        return self._among, len(self.axes), *places, *sizes
+
+    def _left(self, finished: int, marked: int, b: Tensor, between: Tensor | None, out: Tensor) -> slice | None:
+        if finished == len(self.axes):
+            return None
+        if marked:
+            axis, (before, after) = self.axes[finished], self.sizes[finished]
+            first, last = finished == 0, finished + 1 == len(self.axes)
+            ends = (out if last or between is None else between), (b if first or between is None else between)
+            axis._repair(*(x.view(before, axis.n, after) for x in ends))
+            return None if last else slice(0)
+        left = [] if finished else (self._done == 0).nonzero()[:, 0].tolist()
         return slice(left[0], left[-1] + 1) if left else slice(0)

@@ -71,6 +71,28 @@ class GibbsKernel(ABC):
             return result
         return self._log_apply(b, empty_like(b))
 
+    def log_apply_twice(
+        self,
+        b: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
+        feed: Feed,
+        over: Feed,
+        then: Feed | None = None,
+    ) -> None:
+        """log_apply of b into out, and of out in place: what a response of entropic transport takes. No gradients.
+
+        Args:
+            b: what `feed` makes.
+            out: contiguous, not b.
+            feed: makes b.
+            over: makes of the first result, in place, what the second application is of.
+            then: to be done afterwards.
+        """
+        self.log_apply(b, out=out, feed=feed)
+        self.log_apply(out, out=out, feed=over)
+        if then is not None:
+            then.whole()
+
     def on(self, grid: Grid) -> "GibbsKernel | None":
         """The same kernel on other nodes; None from a class that does not say how, whose steps use the whole grid."""
         return None

@@ -104,6 +104,29 @@ class Feed:
         return None
 
 
+class Weighing(Feed):
+    """What a network gives for masses that a kernel has just made.
+
+    Args:
+        weigh: gives the outputs, at once.
+    """
+
+    def __init__(self, weigh: Callable[[], Tensor]) -> None:
+        super().__init__(self._keep)
+        self._weigh, self._outputs = weigh, None
+
+    _outputs: Tensor | None
+
+    @property
+    def outputs(self) -> Float[Tensor, " n"]:
+        """Afterwards, M p in float64."""
+        assert self._outputs is not None, "weighed before they are asked for"
+        return self._outputs
+
+    def _keep(self) -> None:
+        self._outputs = self._weigh()
+
+
 def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
     """exp(log_p), to 4 ulp, with the very bits that `fit` gives; differentiable by torch, if asked for."""
     if log_p.requires_grad or (library := _compiled(log_p, *(() if out is None else (out,)))) is None:

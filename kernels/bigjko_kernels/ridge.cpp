@@ -476,10 +476,17 @@ extern "C" void bigjko_gram(const Pairs* pairs, const Network* alpha, const Netw
         gram(job, *alpha, *beta, (const decltype(a)*)p, out);
     });
 }
-extern "C" void bigjko_weigh(const Pairs* pairs, const Network* net, void* log_p, const void* rest, double* out,
-                             long single, long threads) {
-    in_dtype(single, [&](auto precision, auto a) {
+struct Weighing {
+    const Pairs* pairs;
+    const Network* net;
+    void* log_p;
+    const void* rest;
+    double* out;
+    long single, threads;
+};
+extern "C" void bigjko_weigh(const Weighing* w, long, long, long) {
+    in_dtype(w->single, [&](auto precision, auto a) {
         using A = decltype(a);
-        weigh<decltype(precision)>(pairs->job(threads, net), *net, (A*)log_p, (const A*)rest, out);
+        weigh<decltype(precision)>(w->pairs->job(w->threads, w->net), *w->net, (A*)w->log_p, (const A*)w->rest, w->out);
     });
 }

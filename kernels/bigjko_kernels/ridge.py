@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import compiler
 from .errors import GridError, KernelError
-from .passes import Feed, Parts
+from .passes import Feed, Parts, Weighing
 from .streams import Moved, Stream, Tiled
 
 _DTYPES = (torch.float32, torch.float64)
@@ -53,6 +53,14 @@ class _Blending(ctypes.Structure):
     ]
 
 
+class _Weighing(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("pairs", "net", "log_p", "rest", "out")),
+        ("single", ctypes.c_long),
+        ("threads", ctypes.c_long),
+    ]
+
+
 class _Neurons(ctypes.Structure):
     _fields_ = [
         *((name, _Rows) for name in ("a", "masses", "moved")),
@@ -73,13 +81,16 @@ def load(march: str = "native") -> Any:
         "bigjko_heights": (place, rows),
         "bigjko_slopes": (place, rows),
         "bigjko_descend": (place, ctypes.POINTER(_Neurons), place, ctypes.POINTER(ctypes.c_double)),
-        "bigjko_weigh": (network, place, place, place, single),
         "bigjko_gram": (network, network, place, place, single),
     }
     for name, arguments in kinds.items():
         function = getattr(library, name)
         function.restype, function.argtypes = None, (pairs, *arguments, ctypes.c_long)
     library.bigjko_blend.restype, library.bigjko_blend.argtypes = None, (ctypes.POINTER(_Blending), ctypes.c_long)
+    library.bigjko_weigh.restype, library.bigjko_weigh.argtypes = (
+        None,
+        (ctypes.POINTER(_Weighing), *3 * [ctypes.c_long]),
+    )
     return library
 
 
@@ -191,14 +202,11 @@ class Compiled(Stream):
             return None
         return Blend(self, on, base, scale, V, alpha, self._numbers(z), out)
 
-    def weigh(self, on: Network, log_p: Tensor, rest: Tensor) -> Tensor | None:
+    def weighing(self, on: Network, log_p: Tensor, rest: Tensor) -> "Weighed | None":
         """Adds rest to log_p; outputs of amplitude exp(log_p). None where it could not."""
         if self._tracked() or not compiler.takes(log_p, rest):
             return None
-        out = torch.empty(self.X.shape[0], dtype=torch.float64)
-        places = (on.struct(), log_p.data_ptr(), rest.data_ptr(), out.data_ptr())
-        load().bigjko_weigh(self._pairs, *places, log_p.dtype == torch.float32, self._threads(log_p.numel()))
-        return out
+        return Weighed(self, on, log_p, rest)
 
     def gram(self, alpha: Network, beta: Network, p: Tensor) -> Tensor | None:
         """See Ridge.gram. None where it could not, or matrix products are faster."""
@@ -253,3 +261,23 @@ class Blend(Feed):
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
         whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
         return Parts.of(load().bigjko_blend_some, self._all) if whole_directions else None
+
+
+class Weighed(Weighing):
+    """Of `Compiled.weighing`."""
+
+    def __init__(self, stream: Compiled, on: Network, log_p: Tensor, rest: Tensor) -> None:
+        self._network, self._pairs = on.struct(), stream._pairs
+        self._outputs = torch.empty(stream.X.shape[0], dtype=torch.float64)
+        self._held = stream, on, log_p, rest  # as long as there are pointers to them
+        pairs, net = (ctypes.addressof(x) for x in (self._pairs, self._network))
+        places = (pairs, net, log_p.data_ptr(), rest.data_ptr(), self._outputs.data_ptr())
+        self._all = _Weighing(*places, log_p.dtype == torch.float32, stream._threads(log_p.numel()))
+
+    def whole(self) -> None:
+        """See Feed."""
+        load().bigjko_weigh(self._all, 0, 0, 0)
+
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """See Feed. In one share alone."""
+        return Parts.of(load().bigjko_weigh, self._all) if shares == 1 else None

@@ -20,6 +20,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .costs import Cost, SquaredEuclidean, geodesic
@@ -100,22 +101,60 @@ class Separable(GibbsKernel):
         feed.whole()  # without the lock: it may use kernels
         return self._log_apply(b, out)
 
+    def log_apply_twice(
+        self,
+        b: Float[Tensor, "*grid"],
+        out: Float[Tensor, "*grid"],
+        feed: Feed,
+        over: Feed,
+        then: Feed | None = None,
+    ) -> None:
+        """See GibbsKernel: in one call of compiled code where all axes and feeds are."""
+        with _lock:
+            in_turn = self._in_turn if self._in_turn is not None and self._in_turn.takes(b) else None
+            shares = None if in_turn is None or len(self._axes) < 2 or not out.is_contiguous() else in_turn.shares
+            first, second = (None, None) if shares is None else (feed.parts(*shares), over.parts(*shares))
+            if in_turn is None or first is None or second is None:
+                applied, last = -1, None
+            else:
+                last = None if then is None else then.parts(1, b.numel())
+                applied, left = in_turn.twice(b, self._room(b), out, (first, second, last))
+                if applied < 2:
+                    self._finished(out if applied else b, out, left)
+        if applied < 0:
+            return super().log_apply_twice(b, out, feed, over, then)
+        if applied == 0:
+            self.log_apply(out, out=out, feed=over)
+        if then is not None and (applied < 2 or last is None):
+            then.whole()
+        return None
+
+    def _room(self, b: Tensor) -> Tensor | None:
+        """For all axes but the first, where there are more."""
+        lead, _ = self._axes[0]
+        if len(self._axes) > 1 and self._between is None:
+            shape = math.prod(b.shape[: lead + 1]), math.prod(b.shape[lead + 1 :])
+            self._between = empty(shape, torch.float64, b.device)
+        return self._between
+
     def _axis_by_axis(self, b: Tensor, out: Tensor, parts: Parts | None = None) -> Tensor:
         if not self._axes:
             return out.copy_(b)
+        if len(self._axes) == 1 and out.data_ptr() == b.data_ptr():
+            b = b.clone()
+        between = self._room(b)
+        if self._in_turn is not None and self._in_turn.takes(b):
+            return self._finished(b, out, self._in_turn(b, between, out, parts))
+        return self._finished(b, out, slice(None))
+
+    def _finished(self, b: Tensor, out: Tensor, left: slice | None) -> Tensor:
+        """What is left, by axes: these slabs of all but the first axis, and that; or None."""
+        if left is None:
+            return out
         # The first axis last: before it the others are done slab by slab, in the cache. Rounded once, at the end: in
         # between, values can be far larger than the answer.
         (lead, first), rest = self._axes[0], self._axes[1:]
         shape = (math.prod(b.shape[:lead]), b.shape[lead], math.prod(b.shape[lead + 1 :]))
-        if not rest and out.data_ptr() == b.data_ptr():
-            b = b.clone()
-        if rest and self._between is None:
-            self._between = empty((shape[0] * shape[1], shape[2]), torch.float64, b.device)
-        left: slice | None = slice(0, shape[0] * shape[1])
-        if self._in_turn is not None and self._in_turn.takes(b):
-            left = self._in_turn(b, self._between, out, parts)
-        if left is None:
-            return out
         if self._between is None:
             first(b.reshape(shape), out.view(shape))
             return out
