@@ -3,8 +3,10 @@
 That it agrees with the oracle on every grid, cost and input is test_kernels.py's matrix.
 """
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -316,6 +318,65 @@ def test_an_input_made_part_by_part_is_the_one_made_at_once(name: str, dtype: to
     assert torch.equal(quotient, expected)
     size = float((log_q.exp() * (log_q - made)).abs().double().sum())
     assert float(by_parts.total) == pytest.approx(float(at_once.total), abs=1e-14 * size)
+
+
+@pytest.mark.parametrize("spiky", ["neither", "first", "second"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", FED)
+def test_two_applications_at_once_are_one_after_the_other(name: str, dtype: torch.dtype, spiky: str) -> None:
+    """Where both go through at once, and where the first or the second is done again axis by axis."""
+    grid = Grid(FED[name]).to(dtype=dtype)
+    generator = torch.Generator().manual_seed(grid.size)
+    x, log_q = (torch.randn(grid.shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    (x if spiky == "first" else log_q)[..., ::3] *= 1 if spiky == "neither" else 1e4
+    x, log_q = x.to(dtype), log_q.to(dtype)
+    q = log_q.clamp(max=5.0).exp()
+
+    one_by_one, kernel = Separable(grid, 0.01), Separable(grid, 0.01)
+    for _ in range(2):  # the second time the blocks are there
+        b, expected = torch.empty_like(x), torch.empty_like(x)
+        one_by_one.log_apply(b, out=expected, feed=passes.Multiple(x, 0.3, b))
+        division = passes.Division(q, log_q, expected)
+        one_by_one.log_apply(expected, out=expected, feed=division)
+
+        fed, out, seen = torch.full_like(x, math.nan), torch.full_like(x, math.nan), list[Tensor]()
+        over = passes.Division(q, log_q, out)
+
+        def keep(out: Tensor = out, seen: list[Tensor] = seen) -> None:
+            seen.append(out.clone())
+
+        kernel.log_apply_twice(fed, out, passes.Multiple(x, 0.3, fed), over, passes.Feed(keep))
+        assert torch.equal(out, expected)
+        assert torch.equal(fed, b)
+        assert len(seen) == 1
+        assert torch.equal(seen[0], expected)
+        size = float((q * expected.nan_to_num(0.0, 0.0, 0.0)).abs().double().sum()) + float(over.total.abs())
+        assert float(over.total) == pytest.approx(float(division.total), abs=1e-14 * size)
+
+
+def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:
+    grid, generator = Grid(FED["space"]), torch.Generator().manual_seed(4)
+    (shape, kernel), count = (grid.shape, Separable(grid, 0.01)), math.prod(grid.shape[:2])
+    W, X = (torch.randn(n, 2, dtype=torch.float64, generator=generator) for n in (count, 5))
+    a = torch.randn(shape[2], dtype=torch.float64, generator=generator)
+    ridge = Ridge(Compiled(W, X), shape, (0, 1), a, a, a)
+    x, log_q = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    b, out = torch.empty_like(x), torch.empty_like(x)
+    kernel.log_apply_twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out))
+    expected, log_p = ridge.outputs((out + b).exp()), out + b
+    sums = ridge.weighing(out, b)
+    assert sums.parts(1, grid.size) is not None
+    kernel.log_apply_twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out), sums)
+    torch.testing.assert_close(sums.outputs, expected, rtol=1e-12, atol=1e-12 * float(log_p.exp().sum()))
+    torch.testing.assert_close(out, log_p, rtol=1e-14, atol=1e-13)
+
+
+def test_a_kernel_with_two_applications_at_once_can_be_copied() -> None:
+    grid = Grid(FED["space"])
+    kernel, x = Separable(grid, 0.01), torch.zeros(grid.shape, dtype=torch.float64)
+    kernel.log_apply(x)
+    for copied in (copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
+        assert torch.equal(copied.log_apply(x), kernel.log_apply(x))
 
 
 @pytest.mark.parametrize(
