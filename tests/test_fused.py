@@ -25,6 +25,7 @@ from bigjko_kernels import (
     Compiled,
     Factor,
     Grid,
+    GridError,
     KernelError,
     Line,
     Ridge,
@@ -37,6 +38,7 @@ from bigjko_kernels import (
 )
 from bigjko_kernels.fused import FusedAxis, InTurn
 from bigjko_kernels.separable import TorchAxis
+from bigjko_kernels.streams import Tiled
 
 from .registry import GRIDS, INPUTS, log_tolerance
 from .test_kernels import Largest, assert_close, epsilon_of, exact, hard, oracle
@@ -369,6 +371,28 @@ def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:
     kernel.log_apply_twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out), sums)
     torch.testing.assert_close(sums.outputs, expected, rtol=1e-12, atol=1e-12 * float(log_p.exp().sum()))
     torch.testing.assert_close(out, log_p, rtol=1e-14, atol=1e-13)
+
+
+def test_two_applications_look_at_what_they_write_into() -> None:
+    grid = Grid(FED["space"])
+    kernel, b = Separable(grid, 0.01), torch.zeros(grid.shape, dtype=torch.float64)
+    for out, why in (
+        (torch.empty_like(b, dtype=torch.float32), "received out"),
+        (torch.empty(grid.shape[::-1], dtype=torch.float64).permute(2, 1, 0), "not contiguous"),
+    ):
+        with pytest.raises((GridError, KernelError), match=why):
+            kernel.log_apply_twice(b, out, passes.Multiple(b, 0.3, b), passes.Division(b, b, out))
+
+
+def test_sums_are_asked_for_once_they_are_made() -> None:
+    W, X = torch.randn(12, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    one, p = torch.ones(1, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)
+    for ridge in (Ridge(Compiled(W, X), (12,), (0,), one, one, one), Ridge(Tiled(W, X), (12,), (0,), one, one, one)):
+        sums = ridge.weighing(p.clone(), p.clone())
+        with pytest.raises(AssertionError, match="weighed before they are asked for"):
+            _ = sums.outputs
+        sums.whole()
+        torch.testing.assert_close(sums.outputs, (W @ X.T).relu().sum(0))
 
 
 def test_a_kernel_with_two_applications_at_once_can_be_copied() -> None:

@@ -12,6 +12,7 @@ import torch
 
 import bigjko as bj
 from bigjko import memory
+from bigjko.jko import step_memory
 
 F64 = torch.float64
 
@@ -181,6 +182,16 @@ def test_one_axis_is_bounded_by_its_tables(monkeypatch: pytest.MonkeyPatch) -> N
     grid = bj.Grid.uniform([-3.0], [3.0], [1_500_000])  # its tiles' bounds take 490 GiB
     with pytest.raises(bj.StepError, match="nodes would fit"):
         bj.JKO(bj.Potential(lambda x: x[:, 0]), grid, tau=0.05)
+
+
+def test_a_gpu_keeps_the_costs_of_short_axes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    circle, plane = bj.neurons.Projected().grid(512, 2), bj.Grid.uniform([-1.0] * 2, [1.0] * 2, [64, 64])
+    energy = bj.Potential(lambda x: x[:, 0])
+    here = step_memory(energy, circle, (2, 300_000)), step_memory(energy, plane, (512, 512))
+    monkeypatch.setattr(bj.Grid, "device", property(lambda self: torch.device("cuda")))
+    there = step_memory(energy, circle, (2, 300_000)), step_memory(energy, plane, (512, 512))
+    assert there[0] < here[0] + (300 << 20)
+    assert there[1] - here[1] >= 2 * 16 * 512**2 - 2 * 15 * 65**2
 
 
 def test_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
         sheet = [size for f, size in zip(grid.factors, shape, strict=True) if type(f) is not Sheets]
         tables = _bands(sheet[0], sheet[1], N) if Circulant.takes(grid, cost) else _TILES * N
     elif grid.device.type == "cuda":
-        tables = sum(16 * shape[k] ** 2 for k in axes) + N // 2 + _FIXED_ON_GPUS
+        tops = max((8 * N // shape[k] * (shape[k] // 16 + 1) for k in axes), default=0)
+        tables = sum(_table_on_gpus(shape[k], N) for k in axes) + tops + _FIXED_ON_GPUS
     else:
         tables = sum(_table(shape[k], N) for k in axes)
     return N * (arrays * item + (8 if len(axes) > 1 or not lines else 0)) + tables + 8 * _MATRICES * n**2 + _FIXED
@@ -44,6 +45,11 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
 def _table(n: int, N: int) -> int:
     """Bounds between all tiles of an axis: 15 bytes for two of 8 nodes, 16 for two of 16 where that is too much."""
     return 15 * (n // 8 + 1) ** 2 if n**2 // 64 <= max(256 * n, N) else 16 * (n // 16 + 1) ** 2
+
+
+def _table_on_gpus(n: int, N: int) -> int:
+    """All costs of an axis twice, or the bounds where that is too much."""
+    return 16 * n**2 if n**2 <= max(512 * n, N) else 16 * (n // 16 + 1) ** 2
 
 
 def _bands(n: int, m: int, N: int) -> int:

@@ -27,8 +27,9 @@ def load(march: str = "native") -> Any:
 
 
 def _compiled(B: Tensor, *vectors: Tensor) -> Any:
-    takes = B.dtype == torch.float64 and B.shape[0] <= _SMALL and compiler.takes(B, *vectors)
-    return load() if takes else None
+    n = B.shape[0]
+    fits = B.dtype == torch.float64 and n <= _SMALL and all(x.shape == (n,) for x in vectors)
+    return load() if fits and compiler.takes(B, *vectors) else None
 
 
 def newton(

@@ -47,13 +47,15 @@ class Features(ABC):
         """Adds alpha M^T z to out."""
         out.add_(self.potential(z), alpha=alpha)
 
-    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
-        """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""
-        return self.outputs(torch.exp(log_p.add_(rest), out=rest))
-
     def weighing(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Weighing:
-        """`weigh`, which has still to be done: a kernel may do it when it has made log_p."""
-        return Weighing(lambda: self.weigh(log_p, rest))
+        """M p of log p = log_p + rest, which is written into log_p when it is done; rest is overwritten."""
+        return Weighing(lambda: self.outputs(torch.exp(log_p.add_(rest), out=rest)))
+
+    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
+        """The same at once."""
+        made = self.weighing(log_p, rest)
+        made.whole()
+        return made.outputs
 
     @abstractmethod
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
@@ -146,23 +148,13 @@ class Ridge(Features):
         """Without an array for M^T z."""
         out.addcmul_(self.amplitude, self._spread(self.stream.potential(z)), value=alpha)
 
-    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
-        """See Features."""
-        if (found := self._weighing(log_p, rest)) is None:
-            return super().weigh(log_p, rest)
-        found.whole()
-        return found.outputs
-
     def weighing(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Weighing:
         """See Features."""
-        found = self._weighing(log_p, rest)
+        found: Weighing | None = None
+        if self._compiled is not None:
+            stream, on, *_ = self._compiled
+            found = stream.weighing(on, log_p, rest)
         return super().weighing(log_p, rest) if found is None else found
-
-    def _weighing(self, log_p: Tensor, rest: Tensor) -> Weighing | None:
-        if self._compiled is None:
-            return None
-        stream, on, *_ = self._compiled
-        return stream.weighing(on, log_p, rest)
 
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """See Features."""

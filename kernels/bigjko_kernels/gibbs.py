@@ -56,10 +56,9 @@ class GibbsKernel(ABC):
         self.grid.check(b, "log values")
         wanted = b.requires_grad and torch.is_grad_enabled()
         if out is not None:
-            self.grid.check(out, "out")
-            if wanted or not out.is_contiguous():
-                why = "a b that requires gradients" if wanted else "an out that is not contiguous"
-                raise KernelError(f"received {why}, need neither: leave out= away")
+            self._check_out(out)
+            if wanted:
+                raise KernelError("received a b that requires gradients and an out, need one of them: leave out= away")
         if feed is not None:
             if wanted:
                 raise KernelError("received a feed for a b that requires gradients, need one of them")
@@ -70,6 +69,11 @@ class GibbsKernel(ABC):
             result: Tensor = _LogApply.apply(b, self)  # type: ignore[no-untyped-call]
             return result
         return self._log_apply(b, empty_like(b))
+
+    def _check_out(self, out: Tensor) -> None:
+        self.grid.check(out, "out")
+        if not out.is_contiguous():
+            raise KernelError("received an out that is not contiguous, need one that is: leave out= away")
 
     def log_apply_twice(
         self,

@@ -268,16 +268,20 @@ class Weighed(Weighing):
 
     def __init__(self, stream: Compiled, on: Network, log_p: Tensor, rest: Tensor) -> None:
         self._network, self._pairs = on.struct(), stream._pairs
-        self._outputs = torch.empty(stream.X.shape[0], dtype=torch.float64)
+        self._outputs, self._room = None, torch.empty(stream.X.shape[0], dtype=torch.float64)
         self._held = stream, on, log_p, rest  # as long as there are pointers to them
         pairs, net = (ctypes.addressof(x) for x in (self._pairs, self._network))
-        places = (pairs, net, log_p.data_ptr(), rest.data_ptr(), self._outputs.data_ptr())
+        places = (pairs, net, log_p.data_ptr(), rest.data_ptr(), self._room.data_ptr())
         self._all = _Weighing(*places, log_p.dtype == torch.float32, stream._threads(log_p.numel()))
 
     def whole(self) -> None:
         """See Feed."""
         load().bigjko_weigh(self._all, 0, 0, 0)
+        self._outputs = self._room
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. In one share alone."""
-        return Parts.of(load().bigjko_weigh, self._all) if shares == 1 else None
+        if shares > 1:
+            return None
+        self._outputs = self._room
+        return Parts.of(load().bigjko_weigh, self._all)

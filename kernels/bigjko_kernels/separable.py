@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .costs import Cost, SquaredEuclidean, geodesic
+from .costs import Cost, SquaredArc, geodesic
 from .errors import KernelError
-from .factors import Circle, Factor, Line
+from .factors import Circle, Factor
 from .fused import FusedAxis, InTurn
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
@@ -110,18 +110,20 @@ class Separable(GibbsKernel):
         then: Feed | None = None,
     ) -> None:
         """See GibbsKernel: in one call of compiled code where all axes and feeds are."""
+        self.grid.check(b, "log values")
+        self._check_out(out)
+        in_turn = self._in_turn if len(self._axes) > 1 else None
+        if in_turn is None or in_turn.shares is None:
+            return super().log_apply_twice(b, out, feed, over, then)
         with _lock:
-            in_turn = self._in_turn if self._in_turn is not None and self._in_turn.takes(b) else None
-            shares = None if in_turn is None or len(self._axes) < 2 or not out.is_contiguous() else in_turn.shares
-            first, second = (None, None) if shares is None else (feed.parts(*shares), over.parts(*shares))
-            if in_turn is None or first is None or second is None:
-                applied, last = -1, None
-            else:
-                last = None if then is None else then.parts(1, b.numel())
+            first, second = feed.parts(*in_turn.shares), over.parts(*in_turn.shares)
+            together = first is not None and second is not None and in_turn.takes(b)
+            last = then.parts(1, b.numel()) if together and then is not None else None
+            if first is not None and second is not None and together:
                 applied, left = in_turn.twice(b, self._room(b), out, (first, second, last))
                 if applied < 2:
                     self._finished(out if applied else b, out, left)
-        if applied < 0:
+        if not together:
             return super().log_apply_twice(b, out, feed, over, then)
         if applied == 0:
             self.log_apply(out, out=out, feed=over)
@@ -187,15 +189,22 @@ def _fastest(factor: Factor, grid_size: int) -> "type[FusedAxis | TorchAxis | Tr
 
 @functools.cache
 def _by_triton(device: torch.device) -> "type[TritonAxis] | None":
-    """TritonAxis if it works on a device, which is tried on two nodes; torch for GPUs brings Triton on Linux."""
+    """TritonAxis if it works on a device, which is tried on a small axis; torch for GPUs brings Triton on Linux."""
     if device.type != "cuda":
         return None
     try:
         from .tritons import TritonAxis
 
-        line = Line.at(torch.arange(2.0, dtype=torch.float64, device=device))
-        b = torch.zeros(1, 2, 1, dtype=torch.float64, device=device)
-        TritonAxis(line, SquaredEuclidean(), 1.0, 2)(b, torch.empty_like(b))
+        circle, cost = Circle.uniform(40, device=device), SquaredArc()
+        b = torch.randn(1, 40, 64, dtype=torch.float64, device=device)
+        out = torch.empty_like(b)
+        TritonAxis(circle, cost, 0.01, b.numel())(b, out)
+        log_k = -cost(circle.nodes[:, None], circle.nodes[None]) / 0.01
+        gap = float((out - torch.logsumexp(log_k[None, :, :, None] + b[:, None], 2)).abs().max())
+        if not gap < 1e-9:
+            raise KernelError(f"received sums that are off by {gap:.1e}, need those of torch")
+    except torch.cuda.OutOfMemoryError:
+        raise
     # Whatever it raises, it is said, and torch does the work.
     except Exception as error:  # noqa: BLE001
         warnings.warn(
