@@ -115,16 +115,14 @@ class Separable(GibbsKernel):
         in_turn = self._in_turn if len(self._axes) > 1 else None
         if in_turn is None or in_turn.shares is None:
             return super().log_apply_twice(b, out, feed, over, then)
-        with _lock:
-            first, second = feed.parts(*in_turn.shares), over.parts(*in_turn.shares)
-            together = first is not None and second is not None and in_turn.takes(b)
-            last = then.parts(1, b.numel()) if together and then is not None else None
-            if first is not None and second is not None and together:
-                applied, left = in_turn.twice(b, self._room(b), out, (first, second, last))
-                if applied < 2:
-                    self._finished(out if applied else b, out, left)
-        if not together:
+        first, second = feed.parts(*in_turn.shares), over.parts(*in_turn.shares)
+        if first is None or second is None or not in_turn.takes(b):
             return super().log_apply_twice(b, out, feed, over, then)
+        last = None if then is None else then.parts(1, b.numel())
+        with _lock:
+            applied, left = in_turn.twice(b, self._room(b), out, (first, second, last))
+            if applied < 2:
+                self._finished(out if applied else b, out, left)
         if applied == 0:
             self.log_apply(out, out=out, feed=over)
         if then is not None and (applied < 2 or last is None):

@@ -1,6 +1,6 @@
 """One axis of the separable kernel on a GPU, by Triton: one kernel for the sums, one for the tiles' largest values.
 
-With J a tile of 16 inputs, I a tile of 16 or 32 outputs, m_J the largest b in J and c_IJ the least cost between them,
+With J a tile of 16 inputs, I a tile of 32 outputs, m_J the largest b in J and c_IJ the least cost between them,
 
     out_i = s + log sum_J sum_{k in J} exp(-(c_ik - c_IJ)/eps) exp(b_k - c_IJ/eps - s),   s = max_J (m_J - c_IJ/eps),
 
