@@ -51,12 +51,6 @@ class Features(ABC):
         """M p of log p = log_p + rest, which is written into log_p when it is done; rest is overwritten."""
         return Weighing(lambda: self.outputs(torch.exp(log_p.add_(rest), out=rest)))
 
-    def weigh(self, log_p: Float[Tensor, "*nodes"], rest: Float[Tensor, "*nodes"]) -> Float[Tensor, " n"]:
-        """The same at once."""
-        made = self.weighing(log_p, rest)
-        made.whole()
-        return made.outputs
-
     @abstractmethod
     def gram(self, p: Float[Tensor, "*nodes"]) -> Float[Tensor, "n n"]:
         """sum_k p_k grad phi_i . grad phi_j in the way's own metric (the NTK), growth of mass included; float64."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import compiler
+from .errors import KernelError
 from .pages import empty_like
 from .sums import inner, parts, profile, rows_at_once
 
@@ -120,7 +121,8 @@ class Weighing(Feed):
     @property
     def outputs(self) -> Float[Tensor, " n"]:
         """Afterwards, M p in float64."""
-        assert self._outputs is not None, "weighed before they are asked for"
+        if self._outputs is None:
+            raise KernelError("received nothing to weigh yet, need whole() or a kernel that takes parts() first")
         return self._outputs
 
     def _keep(self) -> None:
@@ -164,7 +166,8 @@ class Division(Feed):
     @property
     def total(self) -> Float[Tensor, ""]:
         """Afterwards, the sum of q log_k as it was, in float64."""
-        assert self._sums is not None, "made before it is asked for"
+        if self._sums is None:
+            raise KernelError("received no quotient yet, need whole() or a kernel that takes parts() first")
         return self._sums.sum()
 
     def whole(self) -> None:

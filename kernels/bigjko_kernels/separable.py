@@ -206,7 +206,7 @@ def _by_triton(device: torch.device) -> "type[TritonAxis] | None":
     # Whatever it raises, it is said, and torch does the work.
     except Exception as error:  # noqa: BLE001
         warnings.warn(
-            f"received {error!r} from Triton on {device}: the kernel takes torch, 8 times slower", stacklevel=2
+            f"received {error!r} from Triton on {device}: the kernel takes torch, several times slower", stacklevel=2
         )
         return None
     return TritonAxis
