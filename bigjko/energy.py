@@ -50,8 +50,8 @@ class Composite:
         return self.potential + self.features.potential(z.to(self.potential.dtype))
 
     def feed(self, base: Tensor, scale: float, alpha: float, z: Float[Tensor, " n"], out: Tensor) -> Feed:
-        """What writes scale base + alpha (V + M^T z) into out, which is not base."""
-        return self.features.feed(base, scale, self._V, alpha, z.to(self.potential.dtype), out)
+        """What writes scale base + alpha (V + M^T z) into out, which is not base, for z as it is then."""
+        return self.features.feed(base, scale, self._V, alpha, z, out)
 
     def weighing(self, log_p: Tensor, rest: Tensor) -> Weighing:
         """M p of log p = log_p + rest, which is written into log_p; rest is overwritten."""

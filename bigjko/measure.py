@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import LOG_ZERO, Circle, Factor, GibbsKernel, Grid, GridError, Line, Separable, passes
-from bigjko_kernels.compiler import takes
 from bigjko_kernels.html import table
 from bigjko_kernels.pages import empty
 from bigjko_kernels.sums import parts, sum64
@@ -148,29 +147,25 @@ class GridMeasure:
         return passes.masses(self.log_masses)
 
     @cached_property
+    def _look(self) -> passes.Look:
+        factors = self.grid.factors
+        rising = [k for k, f in enumerate(factors) if f.size > 1 and isinstance(f, Line | Circle)]
+        return passes.look(self.masses, [f.cut for f in factors], rising)
+
+    @property
     def profiles(self) -> list[Float[Tensor, " k"]]:
         """For each axis the mass of each of its nodes, in float64: of a single one perhaps `masses` itself."""
-        return passes.profiles(self.masses)
+        return self._look.profiles
 
-    @cached_property
+    @property
     def mass(self) -> Float[Tensor, ""]:
         """Total mass, summed in float64."""
-        together = "profiles" in self.__dict__ or takes(self.masses)  # elsewhere they are a pass an axis
-        return self.profiles[0].sum() if together else self.grid.sum(self.masses)
+        return self._look.mass
 
     @cached_property
     def boundary_mass(self) -> Float[Tensor, ""]:
         """The share of the mass that sits on an artificial edge of the box."""
-        ends = []
-        rest = self.masses  # what no edge of an earlier axis has counted
-        for k, f in enumerate(self.grid.factors):
-            low, high = f.cut
-            one_each = f.size > 1 and (low, high) == (1, f.size - 1)
-            for nodes in [slice(None, None, f.size - 1)] if one_each else [slice(0, low), slice(high, f.size)]:
-                if nodes.start != nodes.stop or one_each:
-                    ends.append(self.profiles[0][nodes].sum() if k == 0 else sum64(rest[(slice(None),) * k + (nodes,)]))
-            rest = rest.narrow(k, low, high - low)
-        return torch.stack(ends).sum() / self.mass if ends else torch.zeros_like(self.mass)
+        return self._look.edge / self.mass
 
     @cached_property
     def width(self) -> Float[Tensor, ""]:
@@ -179,16 +174,13 @@ class GridMeasure:
         For a Gaussian it is std / h; for mass on one node .35; features that hold a share f of the mass and are
         s wide show as s / sqrt(f). Infinite where no axis has neighbours (sheets, spheres).
         """
-        factors = self.grid.factors
-        axes = [k for k, f in enumerate(factors) if f.size > 1 and isinstance(f, Line | Circle)]
-        if not axes:
-            return self.mass * math.inf
-        rises = passes.rises(self.masses, axes)
-        for i, k in enumerate(axes):
-            if isinstance(factors[k], Circle):  # whose ends are neighbours
+        rises = []
+        for k, rise in zip(self._look.rising, self._look.rises, strict=True):
+            if isinstance(self.grid.factors[k], Circle):  # whose ends are neighbours
                 first, last = (self.masses.select(k, end).double().sqrt() for end in (0, -1))
-                rises[i] = rises[i] + (first - last).square().sum()
-        return (4 * torch.stack(rises).amax() / self.mass).rsqrt()
+                rise = rise + (first - last).square().sum()
+            rises.append(rise)
+        return (4 * torch.stack(rises).amax() / self.mass).rsqrt() if rises else self.mass * math.inf
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GridMeasure":
         """The same measure on another device or in another dtype."""

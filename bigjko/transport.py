@@ -22,7 +22,10 @@ from .errors import StepError
 
 OnGrid = Float[Tensor, "*grid"]
 Tilt = Callable[[OnGrid, float, float, OnGrid], Feed]
-"""A linear h, by what it does: (base, scale, alpha, out) -> what writes scale base + alpha h into out, not base."""
+"""A linear h, by what it does: (base, scale, alpha, out) -> what writes scale base + alpha h into out, not base.
+
+h is as it is when that writes.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +33,18 @@ class Response:
     """The answer: the smallest value, and the p that reaches it.
 
     Attributes:
-        value: of the minimum.
+        value: of the minimum; a number, or off the CPU a tensor, which nobody has waited for.
         log_p: of `respond`.
-        rest: what has still to be added to it, of `respond_into`: by whoever sums p, in the same pass.
+        rest: what has still to be added to it, of `responding`: by whoever sums p, in the same pass.
     """
 
-    value: Float[Tensor, ""]
+    value: float | Float[Tensor, ""]
     log_p: OnGrid
     rest: OnGrid
+
+
+Respond = Callable[[], Response | None]
+"""Answers for what h is by now; None where the minimum is not finite."""
 
 
 class Transport(ABC):
@@ -74,13 +81,13 @@ class Transport(ABC):
         def tilt(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> Feed:
             return Feed(lambda: torch.mul(base, scale, out=out).add_(h, alpha=alpha))
 
-        found = self.respond_into(log_q, log_q.exp(), tilt, d, 1.0, torch.empty_like(d), torch.empty_like(d))
+        found = self.responding(log_q, log_q.exp(), tilt, d, 1.0, torch.empty_like(d), torch.empty_like(d))()
         if found is None:
             raise StepError("received an h with exp(-d) + h <= 0 somewhere, need feasible(h, d)")
         return Response(found.value, found.log_p + found.rest, torch.zeros_like(d))
 
     @abstractmethod
-    def respond_into(
+    def responding(
         self,
         log_q: OnGrid,
         q: OnGrid,
@@ -90,8 +97,8 @@ class Transport(ABC):
         work: OnGrid,
         out: OnGrid,
         then: Feed | None = None,
-    ) -> Response | None:
-        """`respond` to tau h, without a new array: log_p in out, the rest in work; None where it is not feasible.
+    ) -> Respond:
+        """What responds to tau h as often as it is called, without a new array: log_p in out, the rest in work.
 
         then: to be done when they are there.
         """
@@ -139,7 +146,7 @@ class Balanced(Transport):
         weights = self.kernel.grid.log_weights.contiguous()
         return float((weights - self.kernel.log_apply(weights)).min())
 
-    def respond_into(
+    def responding(
         self,
         log_q: OnGrid,
         q: OnGrid,
@@ -149,11 +156,16 @@ class Balanced(Transport):
         work: OnGrid,
         out: OnGrid,
         then: Feed | None = None,
-    ) -> Response | None:
+    ) -> Respond:
         """See Transport."""
-        over = Division(q, log_q, out)
-        self.kernel.log_apply_twice(work, out, tilt(d, 1 / self.epsilon, -tau / self.epsilon, work), over, then)
-        return Response(over.total.mul_(-self.epsilon), out, work)
+        eps, kernel = self.epsilon, self.kernel
+        tilted, over = tilt(d, 1 / eps, -tau / eps, work), Division(q, log_q, out)
+
+        def respond() -> Response:
+            kernel.log_apply_twice(work, out, tilted, over, then)
+            return Response(-eps * over.total, out, work)
+
+        return respond
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -190,7 +202,7 @@ class Scaled(Transport):
         """eps log(cell volume)."""
         return self.unit.neutral()
 
-    def respond_into(
+    def responding(
         self,
         log_q: OnGrid,
         q: OnGrid,
@@ -200,14 +212,19 @@ class Scaled(Transport):
         work: OnGrid,
         out: OnGrid,
         then: Feed | None = None,
-    ) -> Response | None:
+    ) -> Respond:
         """See Transport. Of q itself Balanced sums its value and no more."""
 
         def shared(base: OnGrid, scale: float, alpha: float, out: OnGrid) -> Feed:
-            tilt(base, 0.0, alpha, out).whole()
-            return Feed(lambda: out.div_(self.squares).add_(base, alpha=scale))
+            own = tilt(base, 0.0, alpha, out)
 
-        return self.unit.respond_into(log_q, q * self.squares, shared, d, tau, work, out, then)
+            def whole() -> None:
+                own.whole()
+                out.div_(self.squares).add_(base, alpha=scale)
+
+            return Feed(whole)
+
+        return self.unit.responding(log_q, q * self.squares, shared, d, tau, work, out, then)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -254,7 +271,7 @@ class WassersteinFisherRao(Transport):
         """Zero."""
         return torch.zeros_like(self.scale)
 
-    def respond_into(
+    def responding(
         self,
         log_q: OnGrid,
         q: OnGrid,
@@ -264,23 +281,29 @@ class WassersteinFisherRao(Transport):
         work: OnGrid,
         out: OnGrid,
         then: Feed | None = None,
-    ) -> Response | None:
+    ) -> Respond:
         """See Transport."""
-        eps = self.epsilon
+        eps, total = self.epsilon, sum64(q)
         # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
-        tilt(torch.neg(d, out=out).expm1_(), 1.0, tau, work).whole()
-        grown = work
-        if not bool(grown.min() > -1):
-            return None
-        log_a = grown.log1p_().mul_(-1 / eps)
-        log_ka = self._apply(log_a, out).add_(self.scale)
-        s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
-        value = sum64(q) - (1 + eps) * sum64(s)
-        log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
-        found = Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
-        if then is not None:
-            then.whole()
-        return found
+        tilted = tilt(out, 1.0, tau, work)
+
+        def respond() -> Response | None:
+            torch.neg(d, out=out).expm1_()
+            tilted.whole()
+            grown = work
+            if not bool(grown.min() > -1):
+                return None
+            log_a = grown.log1p_().mul_(-1 / eps)
+            log_ka = self._apply(log_a, out).add_(self.scale)
+            s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
+            value = total - (1 + eps) * sum64(s)
+            log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
+            found = Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
+            if then is not None:
+                then.whole()
+            return found
+
+        return respond
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""

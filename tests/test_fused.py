@@ -352,7 +352,7 @@ def test_two_applications_at_once_are_one_after_the_other(name: str, dtype: torc
         assert torch.equal(fed, b)
         assert len(seen) == 1
         assert torch.equal(seen[0], expected)
-        size = float((q * expected.nan_to_num(0.0, 0.0, 0.0)).abs().double().sum()) + float(over.total.abs())
+        size = float((q * expected.nan_to_num(0.0, 0.0, 0.0)).abs().double().sum()) + abs(float(over.total))
         assert float(over.total) == pytest.approx(float(division.total), abs=1e-14 * size)
 
 

@@ -198,28 +198,26 @@ def test_dividing_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-def test_rises_are_those_of_roots(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_a_look_is_the_sums_it_says(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     p = torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(2)).to(dtype)
     p.view(-1)[::7] = 0.0
-    root = p.double().sqrt()
-    for axes in ([*range(len(shape))], [*range(len(shape))][::-1], [0], [len(shape) - 1]):
-        exact = [float(root.diff(dim=axis).square().sum()) for axis in axes]
-        strided = p.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]  # which is left to torch
-        for found in (passes.rises(p, axes), passes.rises(strided, axes)):
-            assert [float(x) for x in found] == pytest.approx(exact, rel=1e-14)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-def test_profiles_are_sums_over_the_other_axes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(2)).to(dtype)
-    strided = x.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]
-    for found in (passes.profiles(x), passes.profiles(strided)):
-        assert len(found) == len(shape)
-        for k, along in enumerate(found):
-            others = [j for j in range(len(shape)) if j != k]
-            exact = x.double().sum(others) if others else x.double()
-            torch.testing.assert_close(along, exact, rtol=1e-14, atol=0.0)
+    strided = p.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0]  # which is left to torch
+    root, axes = p.double().sqrt(), range(len(shape))
+    whole = [(0, size) for size in shape]
+    cut = [(min(1 + k, size), max(min(1 + k, size), size - 1 - k % 2)) for k, size in enumerate(shape)]
+    for inside, rising in ((whole, [*axes]), (cut, [*axes][::-1]), (cut, [0]), (whole, [len(shape) - 1]), (cut, [])):
+        within = torch.zeros(shape, dtype=torch.bool)
+        within[tuple(slice(*ends) for ends in inside)] = True
+        for found in (passes.look(p, inside, rising), passes.look(strided, inside, rising)):
+            exact = [float(root.diff(dim=axis).square().sum()) for axis in rising]
+            assert [float(x) for x in found.rises] == pytest.approx(exact, rel=1e-14)
+            assert float(found.mass) == pytest.approx(float(p.double().sum()), rel=1e-14)
+            assert float(found.edge) == pytest.approx(float(p.double()[~within].sum()), rel=1e-14)
+            assert len(found.profiles) == len(shape)
+            for k, along in enumerate(found.profiles):
+                others = [j for j in axes if j != k]
+                exact_along = p.double().sum(others) if others else p.double()
+                torch.testing.assert_close(along.double(), exact_along, rtol=1e-14, atol=0.0)
 
 
 def test_threads_change_no_bit_of_any_pass() -> None:
@@ -244,10 +242,11 @@ def test_threads_change_no_bit_of_any_pass() -> None:
                     tilted,
                     weighed(wide, log_p, V),
                     log_p,
-                    division.total,
+                    torch.as_tensor(division.total),
                     over,
-                    *passes.rises(big.abs(), [0, 2]),
-                    *passes.profiles(big),
+                    *(seen := passes.look(big.abs(), [(1, size) for size in big.shape], [0, 2])).rises,
+                    *seen.profiles,
+                    seen.edge,
                 ]
             )
     finally:

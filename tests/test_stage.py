@@ -255,7 +255,7 @@ def test_the_contract_of_a_transport(d: int) -> None:
         def tilt(base: torch.Tensor, scale: float, alpha: float, out: torch.Tensor) -> Feed:
             return Feed(lambda: torch.add(scale * base, h, alpha=alpha, out=out))
 
-        return transport.respond_into(q, q.exp(), tilt, fit, 0.1, torch.empty_like(fit), torch.empty_like(fit))
+        return transport.responding(q, q.exp(), tilt, fit, 0.1, torch.empty_like(fit), torch.empty_like(fit))()
 
     found = into(10 * h)
     assert found is not None

@@ -83,10 +83,10 @@ class DualSolver(StepSolver):
     def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
         """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
         box, device = problem.box, problem.q.device
-        loss, y = box.loss, box.y
+        loss, y, dual = box.loss, box.y, _Dual(problem, self.rtol)
         point, z, curvature = None, box.inside(z0.cpu()), curvature.cpu()
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
-            point = self._evaluate(problem, y, z)
+            point = dual.at(z)
             if point is not None:
                 break
             z = box.inside(z / 2)
@@ -116,12 +116,12 @@ class DualSolver(StepSolver):
                 pairs.clear()
                 B, refresh = curvature, False
                 direction = self._newton(box, B, point)
-            found, spent = self._search(problem, box, point, direction, self.max_evaluations - evaluations)
+            found, spent = self._search(dual, box, point, direction, self.max_evaluations - evaluations)
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
                 if spent:  # the search has left another p in the room
-                    self._evaluate(problem, y, point.z)
+                    dual.at(point.z)
                     evaluations += 1
                 break
             # Where M p has not answered at all, B loses its curvature along the move. That happens once all mass has
@@ -143,27 +143,8 @@ class DualSolver(StepSolver):
         """The move at a point, with B for what transport adds to the dual's curvature."""
         return box.newton_move(B, box.loss.conjugate_curvature(point.z, box.y), point.gradient, point.z)
 
-    def _evaluate(self, problem: StepProblem, y: Tensor, z: Tensor) -> _Point | None:
-        """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
-        energy, room, loss = problem.energy, problem.room, problem.energy.loss
-        log_q, q, d, on_device = problem.log_q, problem.q, problem.d, z.to(problem.q.device)
-
-        def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Feed:
-            return energy.feed(base, scale, alpha, on_device, out)
-
-        weighed = _Weighed(self, problem, energy.weighing(room.log_p, room.work))
-        response = problem.transport.respond_into(log_q, q, tilt, d, problem.tau, room.work, room.log_p, weighed)
-        if response is None:
-            return None
-        u, rounding = weighed.sums.outputs, weighed.rounding
-        outputs, smallest = u, response.value
-        if u.device != z.device:  # together: the device is waited for
-            outputs, smallest = torch.cat([u, response.value.reshape(1)]).to(z.device).split([len(y), 1])
-        value = float(smallest) - problem.tau * float(loss.conjugate(z, y))
-        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, rounding)
-
     def _search(
-        self, problem: StepProblem, box: DualBox, point: _Point, direction: Tensor, budget: int
+        self, dual: "_Dual", box: DualBox, point: _Point, direction: Tensor, budget: int
     ) -> tuple[_Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
@@ -172,9 +153,7 @@ class DualSolver(StepSolver):
         alpha = 1.0
         for spent in range(1, budget + 1):
             z = box.inside(point.z + alpha * direction, point.z)
-            while (
-                found := self._evaluate(problem, box.y, z)
-            ) is None:  # growing mass has a wall: half way to it, no nearer
+            while (found := dual.at(z)) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
@@ -192,13 +171,44 @@ class DualSolver(StepSolver):
         return None, budget
 
 
+class _Dual:
+    """D on one problem: what all its evaluations share."""
+
+    def __init__(self, problem: StepProblem, rtol: float) -> None:
+        energy, room, q = problem.energy, problem.room, problem.q
+        self._box, self._tau = problem.box, problem.tau
+        self._z = z = torch.empty(problem.box.y.shape, dtype=torch.float64, device=q.device)
+        self._weighed = _Weighed(problem, rtol, energy.weighing(room.log_p, room.work))
+
+        def tilt(base: Tensor, scale: float, alpha: float, out: Tensor) -> Feed:
+            return energy.feed(base, scale, alpha, z, out)
+
+        self._respond = problem.transport.responding(
+            problem.log_q, q, tilt, problem.d, problem.tau, room.work, room.log_p, self._weighed
+        )
+
+    def at(self, z: Tensor) -> _Point | None:
+        """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
+        self._z.copy_(z)
+        response = self._respond()
+        if response is None:
+            return None
+        loss, y, u, value = self._box.loss, self._box.y, self._weighed.sums.outputs, response.value
+        if u.device == z.device:
+            outputs = u.clone()
+        else:  # together: the device is waited for
+            outputs, value = torch.cat([u, torch.as_tensor(value).reshape(1)]).to(z.device).split([len(y), 1])
+        value = float(value) - self._tau * float(loss.conjugate(z, y))
+        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, self._weighed.rounding)
+
+
 class _Weighed(Feed):
     """M p, and before it, where the dtype may matter, what rounding leaves uncertain in log p."""
 
-    def __init__(self, solver: DualSolver, problem: StepProblem, sums: Weighing) -> None:
+    def __init__(self, problem: StepProblem, rtol: float, sums: Weighing) -> None:
         self._problem, self.sums, self.rounding = problem, sums, 0.0
         self._ulp = torch.finfo(problem.log_q.dtype).eps
-        self._matters = solver.rtol < _FAR * self._ulp
+        self._matters = rtol < _FAR * self._ulp
 
     def whole(self) -> None:
         """See Feed."""

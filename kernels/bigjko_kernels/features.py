@@ -34,10 +34,13 @@ class Features(ABC):
         z: Float[Tensor, " n"],
         out: Float[Tensor, "*nodes"],
     ) -> Feed:
-        """What writes scale base + alpha (V + M^T z) into out, which is neither base nor V; no V is V = 0."""
+        """What writes scale base + alpha (V + M^T z) into out, which is neither base nor V; no V is V = 0.
+
+        All are read when it is made, as often as it is.
+        """
 
         def whole() -> None:
-            self._add_potential(z, alpha, torch.mul(base, scale, out=out))
+            self._add_potential(z.to(out.dtype), alpha, torch.mul(base, scale, out=out))
             if V is not None:
                 out.add_(V, alpha=alpha)
 

@@ -69,11 +69,6 @@ double divide(const A* q, const A* log_q, A* log_k, long n) {
     return sum(total);
 }
 
-template <class A>
-void roots(const A* p, double* root_p, long n) {
-    registers(n, [=](long i, auto left) { store(root_p + i, root(load(p + i, left)), left); });
-}
-
 // The sum of (x - y)^2.
 double apart(const double* x, const double* y, long n) {
     V total{};
@@ -84,69 +79,70 @@ double apart(const double* x, const double* y, long n) {
     return sum(total);
 }
 
-struct Lead {  // an axis before the last: its nodes, and rows from one to the next
-    long n, stride;
+struct Lead {  // an axis before the last: its nodes, rows from one to the next, nodes [low, high) that lie inside
+    long n, stride, low, high, rising;
 };
 
-// The sums of (sqrt(p') - sqrt(p))^2 over neighbours along some axes of (rows, length), and along each row. Every root
-// is taken once: those of as many rows are kept as lie between neighbours.
+// The roots of a row, which is added to `columns`; returns its sum.
 template <class A>
-void rises(const A* p, long rows, long length, const Lead* leads, long some, double* result, long threads) {
+double roots(const A* p, double* root_p, double* columns, long n) {
+    V total{};
+    registers(n, [&](long i, auto left) {
+        const V x = load(p + i, left);
+        total += x;
+        store(root_p + i, root(x), left);
+        store(columns + i, load(columns + i, left) + x, left);
+    });
+    return sum(total);
+}
+
+// Of p (rows, length): the sums of every row and of every column; in `result` that of what is not inside along some axis,
+// and those of (sqrt(p') - sqrt(p))^2 over neighbours along every axis that is rising, and along rows. Every root is
+// taken once: those of as many rows are kept as lie between neighbours.
+template <class A>
+void look(const A* p, long rows, long length, const Lead* leads, long some, long low, long high, double* by_row,
+          double* by_column, double* result, long threads) {
     long back = 0;
-    for (long k = 0; k < some; ++k) back = std::max(back, leads[k].stride);
-    const long least = std::max(1L, SHARE / length), each = std::max(least, 8 * back), all = (rows + each - 1) / each;
-    std::vector<double> found(all * (some + 1));
+    for (long k = 0; k < some; ++k)
+        if (leads[k].rising) back = std::max(back, leads[k].stride);
+    const long each = std::max({1L, SHARE / length, 8 * back, (rows + 63) / 64}), all = (rows + each - 1) / each;
+    const long sums = some + 2, size = sums + length;
+    std::vector<double> found(all * size);
     std::atomic<long> next{0};
     auto work = [&] {
-        std::vector<double> kept((back + 1) * length);
+        std::vector<double> kept((back + 1) * length), spare(length);
         auto at = [&](long r) { return &kept[r % (back + 1) * length]; };
         for (long s; (s = next++) < all;) {
             const long from = s * each, to = std::min(rows, from + each);
-            double* sums = &found[s * (some + 1)];
-            for (long r = std::max(0L, from - back); r < to; ++r) {
-                roots(p + r * length, at(r), length);
-                if (r < from) continue;
-                for (long k = 0; k < some; ++k)
-                    if (r / leads[k].stride % leads[k].n) sums[k] += apart(at(r), at(r - leads[k].stride), length);
-                sums[some] += apart(at(r) + 1, at(r), length - 1);
+            double *mine = &found[s * size], *columns = mine + sums;
+            for (long r = std::max(0L, from - back); r < from; ++r) roots(p + r * length, at(r), spare.data(), length);
+            for (long r = from; r < to; ++r) {
+                const A* row = p + r * length;
+                by_row[r] = roots(row, at(r), columns, length);
+                bool inside = true;
+                for (long k = 0; k < some; ++k) {
+                    const Lead& axis = leads[k];
+                    const long i = r / axis.stride % axis.n;
+                    inside &= axis.low <= i && i < axis.high;
+                    if (axis.rising && i) mine[1 + k] += apart(at(r), at(r - axis.stride), length);
+                }
+                mine[some + 1] += apart(at(r) + 1, at(r), length - 1);
+                if (!inside) {
+                    mine[0] += by_row[r];
+                } else {
+                    for (long i = 0; i < low; ++i) mine[0] += row[i];
+                    for (long i = high; i < length; ++i) mine[0] += row[i];
+                }
             }
         }
     };
     on_threads(std::min(threads, all), work);
-    std::fill(result, result + some + 1, 0.0);
-    for (long s = 0; s < all; ++s)
-        for (long k = 0; k <= some; ++k) result[k] += found[s * (some + 1) + k];
-}
-
-// Adds rows to `columns`, and writes their own sums.
-template <int ROWS, class A>
-void profiles(const A* p, long length, double* by_row, double* columns) {
-    V total[ROWS] = {};
-    registers(length, [&](long i, auto left) {
-        V sum = load(columns + i, left);
-        for (int r = 0; r < ROWS; ++r) {
-            const V x = load(p + r * length + i, left);
-            total[r] += x, sum += x;
-        }
-        store(columns + i, sum, left);
-    });
-    for (int r = 0; r < ROWS; ++r) by_row[r] = sum(total[r]);
-}
-
-// The sums of every row and of every column of (rows, length).
-template <class A>
-void profiles(const A* p, long rows, long length, double* by_row, double* by_column, long threads) {
-    const long blocks = std::min(64L, shares(rows, length));
-    std::vector<double> found(blocks * length);
-    shared(blocks, SHARE, threads, [&](long b, long, long) {
-        long r = rows * b / blocks;
-        const long end = rows * (b + 1) / blocks;
-        for (; r + 4 <= end; r += 4) profiles<4>(p + r * length, length, by_row + r, &found[b * length]);
-        for (; r < end; ++r) profiles<1>(p + r * length, length, by_row + r, &found[b * length]);
-    });
+    std::fill(result, result + sums, 0.0);
     std::fill(by_column, by_column + length, 0.0);
-    for (long b = 0; b < blocks; ++b)
-        for (long i = 0; i < length; ++i) by_column[i] += found[b * length + i];
+    for (long s = 0; s < all; ++s) {
+        for (long k = 0; k < sums; ++k) result[k] += found[s * size + k];
+        for (long i = 0; i < length; ++i) by_column[i] += found[s * size + sums + i];
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- fits
@@ -248,17 +244,10 @@ extern "C" void bigjko_whole(void (*make)(const void*, long, long, long), const 
     shared(n, 1, threads, [=](long share, long from, long to) { make(what, share, from, to); });
 }
 
-extern "C" void bigjko_rises(const void* p, long rows, long length, const Lead* leads, long some, double* result,
-                             long single, long threads) {
+extern "C" void bigjko_look(const void* p, long rows, long length, const Lead* leads, long some, long low, long high,
+                            double* by_row, double* by_column, double* result, long single, long threads) {
     in_dtype(single, [&](auto, auto a) {
-        rises((const decltype(a)*)p, rows, length, leads, some, result, threads);
-    });
-}
-
-extern "C" void bigjko_profiles(const void* p, long rows, long length, double* by_row, double* by_column, long single,
-                                long threads) {
-    in_dtype(single, [&](auto, auto a) {
-        profiles((const decltype(a)*)p, rows, length, by_row, by_column, threads);
+        look((const decltype(a)*)p, rows, length, leads, some, low, high, by_row, by_column, result, threads);
     });
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import compiler
 from .errors import KernelError
 from .pages import empty_like
-from .sums import inner, parts, profile, rows_at_once
+from .sums import inner, parts, profile, rows_at_once, sum64
 
 
 class _Scaling(ctypes.Structure):
@@ -30,7 +30,7 @@ class _Division(ctypes.Structure):
 
 
 class _Lead(ctypes.Structure):
-    _fields_ = [("n", ctypes.c_long), ("stride", ctypes.c_long)]
+    _fields_ = [(name, ctypes.c_long) for name in ("n", "stride", "low", "high", "rising")]
 
 
 _SHARE = 1 << 14  # nodes, as in passes.cpp
@@ -47,8 +47,10 @@ def load(march: str = "native") -> Any:
     kinds = {
         "bigjko_masses": (None, place, place, number, number, number),
         "bigjko_whole": (None, place, place, number, number),
-        "bigjko_rises": (None, place, number, number, ctypes.POINTER(_Lead), number, place, number, number),
-        "bigjko_profiles": (None, place, number, number, place, place, number, number),
+        "bigjko_look": (
+            *(None, place, number, number, ctypes.POINTER(_Lead), number, number, number),
+            *(place, place, place, number, number),
+        ),
         "bigjko_fit": (None, place, place, place, place, number, number, place, number, number, place),
     }
     for name, (result, *arguments) in kinds.items():
@@ -120,7 +122,7 @@ class Weighing(Feed):
 
     @property
     def outputs(self) -> Float[Tensor, " n"]:
-        """Afterwards, M p in float64."""
+        """Afterwards, M p in float64, until it weighs again."""
         if self._outputs is None:
             raise KernelError("received nothing to weigh yet, need whole() or a kernel that takes parts() first")
         return self._outputs
@@ -162,13 +164,14 @@ class Division(Feed):
     def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
         self._q, self._log_q, self._log_k = q, log_q, log_k
         self._sums: Tensor | None = None
+        self._parts: Parts | None = None
 
     @property
-    def total(self) -> Float[Tensor, ""]:
-        """Afterwards, the sum of q log_k as it was, in float64."""
+    def total(self) -> float | Float[Tensor, ""]:
+        """Afterwards, the sum of q log_k as it was, in float64; off the CPU a tensor, which nobody has waited for."""
         if self._sums is None:
             raise KernelError("received no quotient yet, need whole() or a kernel that takes parts() first")
-        return self._sums.sum()
+        return math.fsum(self._sums.tolist()) if self._sums.is_cpu else self._sums.sum()
 
     def whole(self) -> None:
         """See Feed."""
@@ -183,37 +186,98 @@ class Division(Feed):
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
-        arrays = (self._q, self._log_q, self._log_k)
-        if (library := _compiled(*arrays)) is None:
-            return None
-        self._sums = torch.empty(shares, dtype=torch.float64)
-        places = (x.data_ptr() for x in (*arrays, self._sums))
-        return Parts.of(library.bigjko_divide, _Division(*places, self._q.dtype == torch.float32))
+        if self._parts is None or self._sums is None or len(self._sums) != shares:
+            arrays = (self._q, self._log_q, self._log_k)
+            if (library := _compiled(*arrays)) is None:
+                return None
+            self._sums = torch.empty(shares, dtype=torch.float64)
+            places = (x.data_ptr() for x in (*arrays, self._sums))
+            self._parts = Parts.of(library.bigjko_divide, _Division(*places, self._q.dtype == torch.float32))
+        return self._parts
 
 
-def profiles(x: Float[Tensor, "*grid"]) -> list[Float[Tensor, " k"]]:
-    """For each axis the sums over all others, in float64."""
-    if x.ndim < 2 or (library := _compiled(x)) is None:
-        return [profile(x, k) for k in range(x.ndim)]
-    by_row = torch.empty(x.shape[:-1], dtype=torch.float64)
-    by_column = torch.empty(x.shape[-1], dtype=torch.float64)
-    places = (x.data_ptr(), by_row.numel(), by_column.numel(), by_row.data_ptr(), by_column.data_ptr())
-    library.bigjko_profiles(*places, *_how(x))
-    lead = range(by_row.ndim)
-    return [*(by_row.sum([j for j in lead if j != k]) if by_row.ndim > 1 else by_row for k in lead), by_column]
+class Look:
+    """What is summed of masses on a grid, all in float64: by torch, each sum when it is first asked for.
+
+    Args:
+        p: masses.
+        inside: for each axis the nodes [low, high) that are not on an artificial edge.
+        rising: axes along which nodes are neighbours.
+    """
+
+    def __init__(self, p: Float[Tensor, "*grid"], inside: Sequence[tuple[int, int]], rising: Sequence[int]) -> None:
+        self._p, self._inside, self.rising = p, inside, rising
+
+    @functools.cached_property
+    def mass(self) -> Float[Tensor, ""]:
+        """The sum."""
+        return sum64(self._p)
+
+    @functools.cached_property
+    def profiles(self) -> list[Float[Tensor, " k"]]:
+        """For each axis the sums over all others; of a single one perhaps p itself."""
+        return [profile(self._p, k) for k in range(self._p.ndim)]
+
+    @functools.cached_property
+    def edge(self) -> Float[Tensor, ""]:
+        """The sum over nodes that are not inside along some axis."""
+        found, rest = [self._p.new_zeros((), dtype=torch.float64)], self._p
+        for k, (low, high) in enumerate(self._inside):  # what no earlier axis has counted
+            found += [sum64(rest.narrow(k, i, n)) for i, n in ((0, low), (high, rest.shape[k] - high)) if n]
+            rest = rest.narrow(k, low, high - low)
+        return torch.stack(found).sum()
+
+    @functools.cached_property
+    def rises(self) -> list[Float[Tensor, ""]]:
+        """For each rising axis the sum of (sqrt(p') - sqrt(p))^2 over neighbours along it."""
+        return [_rises(self._p, axis) for axis in self.rising]
 
 
-def rises(p: Float[Tensor, "*grid"], axes: Sequence[int]) -> list[Float[Tensor, ""]]:
-    """For each of these axes the sum of (sqrt(p') - sqrt(p))^2 over neighbours along it, in float64."""
-    if (library := _compiled(p)) is None:
-        return [_rises(p, axis) for axis in axes]
-    *lead, length = p.shape
-    leads = [axis for axis in axes if axis < len(lead) and math.prod(p.shape[axis + 1 :]) <= _RING]
-    found = torch.empty(len(leads) + 1, dtype=torch.float64)
-    strides = (_Lead * len(leads))(*(_Lead(lead[k], math.prod(lead[k + 1 :])) for k in leads))
-    library.bigjko_rises(p.data_ptr(), math.prod(lead), length, strides, len(leads), found.data_ptr(), *_how(p))
-    by_axis = dict(zip([*leads, len(lead)], found.unbind(0), strict=True))
-    return [by_axis[axis] if axis in by_axis else _rises(p, axis) for axis in axes]
+class _Seen(Look):
+    """All of it in one pass, compiled."""
+
+    def __init__(
+        self, library: Any, p: Float[Tensor, "*grid"], inside: Sequence[tuple[int, int]], rising: Sequence[int]
+    ) -> None:
+        super().__init__(p, inside, rising)
+        *lead, length = p.shape
+        strides = [math.prod(lead[k + 1 :]) for k in range(len(lead))]
+        self._seen = [k for k in rising if k < len(lead) and strides[k] * length <= _RING]
+        rows, some = math.prod(lead), len(lead)
+        self._by_row = torch.empty(lead, dtype=torch.float64)
+        self._by_column, found = (torch.empty(size, dtype=torch.float64) for size in (length, some + 2))
+        leads = (_Lead * some)(
+            *(_Lead(lead[k], strides[k], *inside[k], k in self._seen) for k in range(some)),
+        )
+        places = (x.data_ptr() for x in (self._by_row, self._by_column, found))
+        library.bigjko_look(p.data_ptr(), rows, length, leads, some, *inside[-1], *places, *_how(p))
+        self.edge, *self._found = found.unbind(0)
+
+    @functools.cached_property
+    def mass(self) -> Float[Tensor, ""]:
+        """See Look."""
+        return self._by_row.sum()
+
+    @functools.cached_property
+    def profiles(self) -> list[Float[Tensor, " k"]]:
+        """See Look."""
+        axes = range(self._by_row.ndim)
+        return [
+            *(self._by_row.sum([j for j in axes if j != k]) if len(axes) > 1 else self._by_row for k in axes),
+            self._by_column,
+        ]
+
+    @functools.cached_property
+    def rises(self) -> list[Float[Tensor, ""]]:
+        """See Look."""
+        last = self._p.ndim - 1
+        return [self._found[k] if k == last or k in self._seen else _rises(self._p, k) for k in self.rising]
+
+
+def look(p: Float[Tensor, "*grid"], inside: Sequence[tuple[int, int]], rising: Sequence[int]) -> Look:
+    """See Look: by torch, or compiled at once where that can be."""
+    library = _compiled(p) if p.ndim and p.numel() else None
+    return Look(p, inside, rising) if library is None else _Seen(library, p, inside, rising)
 
 
 def _rises(p: Tensor, axis: int) -> Tensor:

@@ -198,7 +198,8 @@ class Compiled(Stream):
         self, on: Network, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor
     ) -> "Blend | None":
         """What writes scale base + alpha (V + amplitude potential(z)) into out; None where it could not."""
-        if self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
+        plain = z.dtype == torch.float64 and z.is_contiguous()  # which may change, and is read where it lies
+        if not plain or self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
             return None
         return Blend(self, on, base, scale, V, alpha, self._numbers(z), out)
 
@@ -252,6 +253,7 @@ class Blend(Feed):
         added = None if V is None else V.data_ptr()
         places = (pairs, z.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
         self._all = _Blending(*places, out.dtype == torch.float32)
+        self._parts = Parts.of(load().bigjko_blend_some, self._all)
 
     def whole(self) -> None:
         """See Feed."""
@@ -260,7 +262,7 @@ class Blend(Feed):
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
         whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
-        return Parts.of(load().bigjko_blend_some, self._all) if whole_directions else None
+        return self._parts if whole_directions else None
 
 
 class Weighed(Weighing):
@@ -273,6 +275,7 @@ class Weighed(Weighing):
         pairs, net = (ctypes.addressof(x) for x in (self._pairs, self._network))
         places = (pairs, net, log_p.data_ptr(), rest.data_ptr(), self._room.data_ptr())
         self._all = _Weighing(*places, log_p.dtype == torch.float32, stream._threads(log_p.numel()))
+        self._parts = Parts.of(load().bigjko_weigh, self._all)
 
     def whole(self) -> None:
         """See Feed."""
@@ -284,4 +287,4 @@ class Weighed(Weighing):
         if shares > 1:
             return None
         self._outputs = self._room
-        return Parts.of(load().bigjko_weigh, self._all)
+        return self._parts
