@@ -67,7 +67,8 @@ class Squared(Loss):
 
     def value(self, u: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return self.scale * ((u - y) ** 2).sum()
+        r = u - y
+        return self.scale * r.dot(r)
 
     def gradient(self, u: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
@@ -75,11 +76,11 @@ class Squared(Loss):
 
     def conjugate(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return z @ (z / (4 * self.scale) + y)
+        return z.dot(y.add(z, alpha=1 / (4 * self.scale)))
 
     def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return z / (2 * self.scale) + y
+        return y.add(z, alpha=1 / (2 * self.scale))
 
     def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
@@ -180,7 +181,7 @@ class Huber(Loss):
 
     def conjugate_gradient(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""
-        return z / (2 * self.scale) + y
+        return y.add(z, alpha=1 / (2 * self.scale))
 
     def conjugate_curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """See Loss."""

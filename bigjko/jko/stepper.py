@@ -302,11 +302,11 @@ def _coming(known: Float[Tensor, "k n"] | None) -> Float[Tensor, " n"] | float:
     """What was known of the last two steps, continued in a straight line."""
     if known is None:
         return 0.0
-    return known[0] if len(known) == 1 else 2 * known[0] - known[1]
+    return known[0] if len(known) == 1 else torch.lerp(known[1], known[0], 2.0)
 
 
 def _kept(new: Float[Tensor, " n"], known: Float[Tensor, "k n"] | None) -> Float[Tensor, "kept n"]:
-    return new[None] if known is None else torch.cat([new[None], known[:1]])
+    return new[None] if known is None else torch.stack([new, known[0]])
 
 
 def _warn(stats: dict[str, float]) -> None:

@@ -84,8 +84,10 @@ def sources() -> list[Path]:
 def takes(*arrays: Tensor) -> bool:
     """Whether C++ can read and write these arrays as they lie in memory."""
     dtype = arrays[0].dtype
-    plain = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and not x.requires_grad for x in arrays)
-    return plain and dtype in (torch.float32, torch.float64)
+    for x in arrays:  # no generator: this is asked dozens of times a step
+        if not x.is_cpu or x.dtype != dtype or not x.is_contiguous() or x.requires_grad:
+            return False
+    return dtype in (torch.float32, torch.float64)
 
 
 def threads(nodes: int) -> int:

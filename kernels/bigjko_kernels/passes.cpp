@@ -110,7 +110,7 @@ void look(const A* p, long rows, long length, const Lead* leads, long some, long
     std::vector<double> found(all * size);
     std::atomic<long> next{0};
     auto work = [&] {
-        std::vector<double> kept((back + 1) * length), spare(length);
+        std::vector<double> kept((back + 1) * length), spare(back ? length : 0);
         auto at = [&](long r) { return &kept[r % (back + 1) * length]; };
         for (long s; (s = next++) < all;) {
             const long from = s * each, to = std::min(rows, from + each);

@@ -78,7 +78,7 @@ class Parts(ctypes.Structure):
     @classmethod
     def of(cls, function: Any, known: ctypes.Structure) -> "Parts":
         """Of a library's function; what is known is kept as long as this is."""
-        parts = cls(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(known))
+        parts = cls(ctypes.c_void_p.from_buffer(function), ctypes.addressof(known))  # a function is its address
         parts.known = known
         return parts
 

@@ -198,10 +198,9 @@ class Compiled(Stream):
         self, on: Network, base: Tensor, scale: float, V: Tensor | None, alpha: float, z: Tensor, out: Tensor
     ) -> "Blend | None":
         """What writes scale base + alpha (V + amplitude potential(z)) into out; None where it could not."""
-        plain = z.dtype == torch.float64 and z.is_contiguous()  # which may change, and is read where it lies
-        if not plain or self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
+        if self._tracked(z) or not compiler.takes(base, out, *(() if V is None else (V,))):
             return None
-        return Blend(self, on, base, scale, V, alpha, self._numbers(z), out)
+        return Blend(self, on, base, scale, V, alpha, z, out)
 
     def weighing(self, on: Network, log_p: Tensor, rest: Tensor) -> "Weighed | None":
         """Adds rest to log_p; outputs of amplitude exp(log_p). None where it could not."""
@@ -248,21 +247,29 @@ class Blend(Feed):
     ) -> None:
         self._network, self._threads = on.struct(), stream._threads(out.numel())
         self._pairs = stream._pairs
-        self._held = stream, on, base, V, z, out  # as long as there are pointers to them
+        self._z, self._numbers = z, stream._numbers(z)
+        self._held = stream, on, base, V, out  # as long as there are pointers to them
         pairs, net = (ctypes.addressof(x) for x in (self._pairs, self._network))
         added = None if V is None else V.data_ptr()
-        places = (pairs, z.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
+        places = (pairs, self._numbers.data_ptr(), net, base.data_ptr(), scale, added, alpha, out.data_ptr())
         self._all = _Blending(*places, out.dtype == torch.float32)
         self._parts = Parts.of(load().bigjko_blend_some, self._all)
 
     def whole(self) -> None:
         """See Feed."""
+        self._read()
         load().bigjko_blend(self._all, self._threads)
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
         whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
+        self._read()
         return self._parts if whole_directions else None
+
+    def _read(self) -> None:
+        """z as it is by now."""
+        if self._numbers is not self._z:
+            self._numbers.copy_(self._z)
 
 
 class Weighed(Weighing):
