@@ -118,11 +118,13 @@ class Clock:
 def kernel_clock() -> Iterator[Clock]:
     """Time every application in the block: on the base class, since a step may build kernels of its own.
 
-    What an application is fed with is made before its time begins.
+    What an application is fed with is made before its time begins, and what follows it after that has ended.
     """
     clock, plain = Clock(), GibbsKernel.log_apply
 
-    def timed(self: GibbsKernel, b: Tensor, *, feed: Feed | None = None, **where: Tensor | None) -> Tensor:
+    def timed(
+        self: GibbsKernel, b: Tensor, *, feed: Feed | None = None, then: Feed | None = None, **where: Tensor | None
+    ) -> Tensor:
         if feed is not None:
             feed.whole()
         synchronise()
@@ -131,6 +133,8 @@ def kernel_clock() -> Iterator[Clock]:
         synchronise()
         clock.seconds += time.perf_counter() - began
         clock.calls += 1
+        if then is not None:
+            then.whole()
         return out
 
     twice = Separable.log_apply_twice

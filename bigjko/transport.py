@@ -116,8 +116,8 @@ class Transport(ABC):
         return self.blurred(d, out).add_(d, alpha=self.refitting(0.0).weight)
 
     @abstractmethod
-    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
-        """log of what the kernel makes of exp(d / eps). Into out. One application."""
+    def blurred(self, d: OnGrid, out: OnGrid, then: Feed | None = None) -> OnGrid:
+        """log of what the kernel makes of exp(d / eps). Into out. One application. then: to be done afterwards."""
 
     @abstractmethod
     def refitting(self, share: float) -> Rule:
@@ -171,9 +171,9 @@ class Balanced(Transport):
         """Always."""
         return True
 
-    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+    def blurred(self, d: OnGrid, out: OnGrid, then: Feed | None = None) -> OnGrid:
         """K b, b = exp(d / eps)."""
-        return self.kernel.log_apply(out, out=out, feed=Multiple(d, 1 / self.epsilon, out))
+        return self.kernel.log_apply(out, out=out, feed=Multiple(d, 1 / self.epsilon, out), then=then)
 
     def refitting(self, share: float) -> Rule:
         """r = b K b; half a Sinkhorn update is eps / 2. Reference: Janati, Cuturi and Gramfort 2020."""
@@ -230,9 +230,9 @@ class Scaled(Transport):
         """Always."""
         return True
 
-    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+    def blurred(self, d: OnGrid, out: OnGrid, then: Feed | None = None) -> OnGrid:
         """That of v."""
-        return self.unit.blurred(d, out)
+        return self.unit.blurred(d, out, then)
 
     def refitting(self, share: float) -> Rule:
         """That of v."""
@@ -309,9 +309,12 @@ class WassersteinFisherRao(Transport):
         """exp(-d) + h > 0 everywhere."""
         return bool(((-d).exp() + h > 0).all())
 
-    def blurred(self, d: OnGrid, out: OnGrid) -> OnGrid:
+    def blurred(self, d: OnGrid, out: OnGrid, then: Feed | None = None) -> OnGrid:
         """K b, b = exp(d / eps), cell volumes included."""
-        return self._apply(d / self.epsilon, out).add_(self.scale)
+        self._apply(d / self.epsilon, out).add_(self.scale)
+        if then is not None:
+            then.whole()
+        return out
 
     def refitting(self, share: float) -> Rule:
         """r = exp(d) b K b; half a Sinkhorn update is eps / (2 (1 + eps))."""

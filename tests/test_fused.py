@@ -373,6 +373,36 @@ def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:
     torch.testing.assert_close(out, log_p, rtol=1e-14, atol=1e-13)
 
 
+@pytest.mark.parametrize("spiky", [False, True])
+@pytest.mark.parametrize("name", FED)
+def test_a_potential_is_fitted_in_the_call_that_blurs_it(name: str, spiky: bool) -> None:
+    """Also where the application is done again axis by axis, and where what follows is no compiled code."""
+    grid, rule = Grid(FED[name]), passes.Rule(1 / 0.01, 0.01 / 2)
+    generator = torch.Generator().manual_seed(grid.size)
+    d, log_p = (torch.randn(grid.shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    d[..., ::3] -= 1e4 * d[..., ::3].abs() if spiky else 0.0
+    one_by_one, kernel = Separable(grid, 0.01), Separable(grid, 0.01)
+    for _ in range(2):  # the second time the blocks are there
+        p, expected = torch.empty_like(d), torch.empty_like(d)
+        one_by_one.log_apply(p, out=p, feed=passes.Multiple(d, 0.3, p))
+        apart = passes.fit(log_p, p, d, rule, expected)
+        work, out = torch.full_like(d, math.nan), torch.full_like(d, math.nan)
+        fitting = passes.Fitting(log_p, work, d, rule, out)
+        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 0.3, work), then=fitting)
+        assert fitting.found == apart
+        assert torch.equal(work, p)
+        assert torch.equal(out, expected)
+        after = passes.Multiple(work, -1.0, work)
+        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 0.3, work), then=passes.Feed(after.whole))
+        assert torch.equal(-work, one_by_one.log_apply(p, out=p, feed=passes.Multiple(d, 0.3, p)))
+
+
+def test_what_follows_needs_a_feed() -> None:
+    grid = Grid(FED["space"])
+    with pytest.raises(KernelError, match="a then without a feed"):
+        Separable(grid, 0.01).log_apply(torch.zeros(grid.shape, dtype=torch.float64), then=passes.Feed(lambda: None))
+
+
 def test_two_applications_look_at_what_they_write_into() -> None:
     grid = Grid(FED["space"])
     kernel, b = Separable(grid, 0.01), torch.zeros(grid.shape, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 
 from bigjko_kernels import Cost
 from bigjko_kernels.pages import empty_like
-from bigjko_kernels.passes import fit, masses
+from bigjko_kernels.passes import Fitting, masses
 
 from ..errors import StepError
 from ..transport import OnGrid, Transport
@@ -123,7 +123,9 @@ class Debiased(Entropy):
     def _moved(
         self, transport: Transport, d: OnGrid, log_p: OnGrid, work: OnGrid, out: OnGrid, share: float, told: bool = True
     ) -> Refit:
-        found = fit(log_p, transport.blurred(d, work), d, transport.refitting(share), out, told)
+        fitting = Fitting(log_p, work, d, transport.refitting(share), out, told)
+        transport.blurred(d, work, fitting)
+        found = fitting.found
         # Where there is no mass to speak of, log d would sink for ever: tails sharpen without bound in a flow that
         # contracts, and every kernel works ever harder on nodes that hold exp(-1000). The floor costs masses of
         # exp(-100), and keeps log d finite where p is 0.

@@ -21,20 +21,27 @@ void add(double a, const double* x, double* y, long n) {
 
 // x = (B + diag(c))^-1 g by Cholesky's factorisation; returns whether that matrix is positive definite.
 extern "C" long bigjko_newton(const double* B, const double* c, const double* g, double* x, long n) {
-    std::vector<double> factor(B, B + n * n), column(n);
+    const long wide = (n + L - 1) / L * L;  // rows of whole registers; what lies right of the diagonal is not looked at
+    std::vector<double> factor(n * wide), column(wide);
     double* const f = factor.data();
-    for (long k = 0; k < n; ++k) f[k * n + k] += c[k];
     for (long k = 0; k < n; ++k) {
-        if (!(f[k * n + k] > 0)) return 0;  // NaN, too
-        const double pivot = std::sqrt(f[k * n + k]);
-        f[k * n + k] = pivot;
-        for (long i = k + 1; i < n; ++i) column[i] = f[i * n + k] /= pivot;
-        for (long i = k + 1; i < n; ++i) add(-column[i], &column[k + 1], f + i * n + k + 1, i - k);
+        std::copy(B + k * n, B + k * n + k + 1, f + k * wide);
+        f[k * wide + k] += c[k];
     }
-    for (long i = 0; i < n; ++i) x[i] = (g[i] - dot(f + i * n, x, i)) / f[i * n + i];
+    for (long k = 0; k < n; ++k) {
+        if (!(f[k * wide + k] > 0)) return 0;  // NaN, too
+        const double pivot = f[k * wide + k] = std::sqrt(f[k * wide + k]);
+        column[k] = 0;  // columns up to k stay as they are
+        for (long i = k + 1; i < n; ++i) column[i] = f[i * wide + k] /= pivot;
+        for (long i = k + 1; i < n; ++i) {
+            double* const row = f + i * wide;
+            for (long j = (k + 1) / L * L; j <= i; j += L) *(V*)(row + j) -= column[i] * load(&column[j]);
+        }
+    }
+    for (long i = 0; i < n; ++i) x[i] = (g[i] - dot(f + i * wide, x, i)) / f[i * wide + i];
     for (long i = n; i-- > 0;) {
-        x[i] /= f[i * n + i];
-        add(-x[i], f + i * n, x, i);
+        x[i] /= f[i * wide + i];
+        add(-x[i], f + i * wide, x, i);
     }
     return 1;
 }

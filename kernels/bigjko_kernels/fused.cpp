@@ -691,16 +691,19 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
 // All axes of an array (count, size), the last first: all but the first into `between`, with more than two axes slab by
 // slab in the cache, then the first into `out`. Returns how many are done. done: one byte a slab, 0 where it lacks
 // blocks or has marks, and is to be done again axis by axis. feed: makes what goes in, slab by slab, or, with two axes,
-// 16 lines at a time, which lie one after the other; or null. marked: whether the next axis lacks no more than what its
-// marks ask for.
+// 16 lines at a time, which lie one after the other; or null. then: what follows once all is done, or null. marked:
+// whether the next axis lacks no more than what its marks ask for.
 extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, double* between, void* out, long single,
-                               long size, long count, uint8_t* done, long threads, const Feed* feed, long* marked) {
+                               long size, long count, uint8_t* done, long threads, const Feed* feed, const Feed* then,
+                               long* marked) {
     auto call = [&](auto precision, auto x) {
         using A = decltype(x);
         return in_turn<decltype(precision)>(axes, some, (const A*)in, between, (A*)out, size, count, done, threads, feed,
                                             marked);
     };
-    return single ? call(Single(), float()) : call(Double(), double());
+    const long finished = single ? call(Single(), float()) : call(Double(), double());
+    if (then && finished == some) then->make(then->what, 0, 0, 0);
+    return finished;
 }
 
 // bigjko_in_turn twice, the second time in place. feeds: before each, and what follows, or null. Returns as that does, of
@@ -710,10 +713,10 @@ extern "C" long bigjko_twice(const Among* axes, long some, const void* in, doubl
                              long* applied) {
     for (*applied = 0; *applied < 2; ++*applied) {
         const void* from = *applied ? out : in;
-        const Feed* feed = feeds[*applied];
-        const long finished = bigjko_in_turn(axes, some, from, between, out, single, size, count, done, threads, feed, marked);
+        const Feed *feed = feeds[*applied], *then = *applied ? feeds[2] : nullptr;
+        const long finished =
+            bigjko_in_turn(axes, some, from, between, out, single, size, count, done, threads, feed, then, marked);
         if (finished < some) return finished;
     }
-    if (feeds[2]) feeds[2]->make(feeds[2]->what, 0, 0, 0);
     return some;
 }

@@ -51,7 +51,8 @@ def load(march: str = "native") -> Any:
     lines.argtypes = (ctypes.POINTER(_Tables), *kinds)
     lines.restype = None
     counts = (number, number, number, place, number)
-    arguments = (number, place, place, place, *counts, ctypes.POINTER(Parts), ctypes.POINTER(number))
+    feeds = (ctypes.POINTER(Parts), ctypes.POINTER(Parts))
+    arguments = (number, place, place, place, *counts, *feeds, ctypes.POINTER(number))
     library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = (ctypes.POINTER(_Among), *arguments), number
     ends = (ctypes.POINTER(number), ctypes.POINTER(number))
     twice = (ctypes.POINTER(_Among), number, place, place, place, *counts, place, *ends)
@@ -218,7 +219,9 @@ class InTurn:
         """Whether it should be tried: not where an axis lacked room for its blocks the last time."""
         return self._possible and b.is_contiguous() and not any(axis.crowded for axis in self.axes)
 
-    def __call__(self, b: Tensor, between: Tensor | None, out: Tensor, parts: Parts | None = None) -> slice | None:
+    def __call__(
+        self, b: Tensor, between: Tensor | None, out: Tensor, parts: Parts | None = None, then: Parts | None = None
+    ) -> slice | None:
         """Which slabs of `between` are still to be done, before the first axis is; None if all is done.
 
         Args:
@@ -226,10 +229,11 @@ class InTurn:
             between: float64, for what all axes but the first make of b.
             out: not b where there is one axis.
             parts: what makes b in `shares`: so many, of so many nodes.
+            then: what to call once all is done.
         """
         with _lock:
             marked = ctypes.c_long()
-            finished = load().bigjko_in_turn(*self._how(b, between, out), parts, marked)
+            finished = load().bigjko_in_turn(*self._how(b, between, out), parts, then, marked)
             return self._left(finished, marked.value, b, between, out)
 
     def twice(

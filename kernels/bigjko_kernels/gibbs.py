@@ -42,7 +42,12 @@ class GibbsKernel(ABC):
         self.cost = cost
 
     def log_apply(
-        self, b: Float[Tensor, "*grid"], *, out: Float[Tensor, "*grid"] | None = None, feed: Feed | None = None
+        self,
+        b: Float[Tensor, "*grid"],
+        *,
+        out: Float[Tensor, "*grid"] | None = None,
+        feed: Feed | None = None,
+        then: Feed | None = None,
     ) -> Float[Tensor, "*grid"]:
         """log sum_k exp(-c_ik / epsilon + b_k), on the grid's shape.
 
@@ -52,6 +57,7 @@ class GibbsKernel(ABC):
                 the pages of a new array cost as much as an axis.
             feed: what has still to make b, which a kernel may ask for part by part, in its own threads, so that every
                 part is in the cache when it is read; not with gradients.
+            then: with a feed alone: to be done afterwards, in the same call of compiled code where there is one.
         """
         self.grid.check(b, "log values")
         wanted = b.requires_grad and torch.is_grad_enabled()
@@ -62,7 +68,9 @@ class GibbsKernel(ABC):
         if feed is not None:
             if wanted:
                 raise KernelError("received a feed for a b that requires gradients, need one of them")
-            return self._fed(feed, b, empty_like(b) if out is None else out)
+            return self._fed(feed, b, empty_like(b) if out is None else out, then)
+        if then is not None:
+            raise KernelError("received a then without a feed, need both: do it after log_apply")
         if out is not None:
             return self._log_apply(b, out)
         if wanted:
@@ -93,9 +101,7 @@ class GibbsKernel(ABC):
             then: to be done afterwards.
         """
         self.log_apply(b, out=out, feed=feed)
-        self.log_apply(out, out=out, feed=over)
-        if then is not None:
-            then.whole()
+        self.log_apply(out, out=out, feed=over, then=then)
 
     def on(self, grid: Grid) -> "GibbsKernel | None":
         """The same kernel on other nodes; None from a class that does not say how, whose steps use the whole grid."""
@@ -105,10 +111,15 @@ class GibbsKernel(ABC):
         """The kernel to use for one step from b: itself, unless a subclass freezes a window for the step."""
         return self
 
-    def _fed(self, feed: Feed, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+    def _fed(
+        self, feed: Feed, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"], then: Feed | None
+    ) -> Float[Tensor, "*grid"]:
         """The same for a b that is not yet made."""
         feed.whole()
-        return self._log_apply(b, out)
+        self._log_apply(b, out)
+        if then is not None:
+            then.whole()
+        return out
 
     @abstractmethod
     def _log_apply(self, b: Float[Tensor, "*grid"], out: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:

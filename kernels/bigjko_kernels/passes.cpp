@@ -251,16 +251,28 @@ extern "C" void bigjko_look(const void* p, long rows, long length, const Lead* l
     });
 }
 
-extern "C" void bigjko_fit(const void* log_p, void* log_k, const void* d, void* out, long n, long single,
-                           const double* by, long told, long threads, double* result) {
-    const Rule rule{by[0], by[1], by[2], by[3]};
-    const Fit f = in_dtype(single, [&](auto precision, auto a) {
+// What a kernel may call when it is done.
+struct Fitting {
+    const void* log_p;
+    void* log_k;
+    const void* d;
+    void* out;
+    long n, single;
+    Rule rule;
+    long told, threads;
+    double* result;
+};
+extern "C" void bigjko_fit(const Fitting* given, long, long, long) {
+    const Fit f = in_dtype(given->single, [&](auto precision, auto a) {
         using A = decltype(a);
         using P = decltype(precision);
-        const auto p = (const A*)log_p, old = (const A*)d;
-        const auto k = (A*)log_k, moved = (A*)out;
-        return told ? fit<P, true>(p, k, old, moved, n, rule, threads) : fit<P, false>(p, k, old, moved, n, rule, threads);
+        const auto p = (const A*)given->log_p, d = (const A*)given->d;
+        const auto k = (A*)given->log_k, out = (A*)given->out;
+        const auto moved = [=](auto told) {
+            return fit<P, decltype(told)::value>(p, k, d, out, given->n, given->rule, given->threads);
+        };
+        return given->told ? moved(std::true_type()) : moved(std::false_type());
     });
     const double values[] = {f.mass, f.reproduced, f.missed, f.worst, f.top, f.low};
-    for (int k = 0; k < 6; ++k) result[k] = f.undefined ? NAN : values[k];
+    for (int k = 0; k < 6; ++k) given->result[k] = f.undefined ? NAN : values[k];
 }

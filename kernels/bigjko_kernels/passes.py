@@ -29,6 +29,16 @@ class _Division(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in ("q", "log_q", "log_k", "sums")), ("single", ctypes.c_long)]
 
 
+class _Fitting(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("log_p", "log_k", "d", "out")),
+        *((name, ctypes.c_long) for name in ("n", "single")),
+        *((name, ctypes.c_double) for name in ("weight", "rate", "eps", "least")),
+        *((name, ctypes.c_long) for name in ("told", "threads")),
+        ("result", ctypes.c_void_p),
+    ]
+
+
 class _Lead(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("n", "stride", "low", "high", "rising")]
 
@@ -51,7 +61,7 @@ def load(march: str = "native") -> Any:
             *(None, place, number, number, ctypes.POINTER(_Lead), number, number, number),
             *(place, place, place, number, number),
         ),
-        "bigjko_fit": (None, place, place, place, place, number, number, place, number, number, place),
+        "bigjko_fit": (None, place, number, number, number),
     }
     for name, (result, *arguments) in kinds.items():
         function = getattr(library, name)
@@ -320,25 +330,53 @@ class Fit(NamedTuple):
     low: float
 
 
-def fit(
-    log_p: Float[Tensor, "*grid"],
-    log_k: Float[Tensor, "*grid"],
-    d: Float[Tensor, "*grid"],
-    rule: Rule,
-    out: Float[Tensor, "*grid"],
-    told: bool = True,
-) -> Fit:
+class Fitting(Feed):
     """Moves d by the rule, into out, which may be d; how p and r differ, if it is to be told, and p over log_k.
 
     Not told, no exponential is taken: log_k stays, and of the fit top and low alone mean something.
     """
-    if (library := _compiled(log_p, log_k, d, out)) is None:
-        return fit_by_torch(log_p, log_k, d, rule, out, told)
-    single, threads = _how(log_p)
-    by, found = (ctypes.c_double * 4)(*rule), (ctypes.c_double * 6)()
-    places = (x.data_ptr() for x in (log_p, log_k, d, out))
-    library.bigjko_fit(*places, log_p.numel(), single, by, told, threads, found)
-    return Fit(*found)
+
+    def __init__(
+        self,
+        log_p: Float[Tensor, "*grid"],
+        log_k: Float[Tensor, "*grid"],
+        d: Float[Tensor, "*grid"],
+        rule: Rule,
+        out: Float[Tensor, "*grid"],
+        told: bool = True,
+    ) -> None:
+        self._given, self._numbers = (log_p, log_k, d, rule, out, told), (ctypes.c_double * 6)()
+        self._found: Fit | None = None
+
+    @property
+    def found(self) -> Fit:
+        """Afterwards."""
+        return Fit(*self._numbers) if self._found is None else self._found
+
+    def whole(self) -> None:
+        """See Feed."""
+        log_p = self._given[0]
+        if (made := self.parts(1, log_p.numel())) is None:
+            self._found = fit_by_torch(*self._given)
+        else:
+            load().bigjko_fit(made.what, 0, 0, 0)
+
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """See Feed. In one share alone."""
+        log_p, log_k, d, rule, out, told = self._given
+        if shares > 1 or (library := _compiled(log_p, log_k, d, out)) is None:
+            return None
+        places = (x.data_ptr() for x in (log_p, log_k, d, out))
+        single, threads = _how(log_p)
+        known = _Fitting(*places, log_p.numel(), single, *rule, told, threads, ctypes.addressof(self._numbers))
+        return Parts.of(library.bigjko_fit, known)
+
+
+def fit(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor, told: bool = True) -> Fit:
+    """A Fitting at once."""
+    fitting = Fitting(log_p, log_k, d, rule, out, told)
+    fitting.whole()
+    return fitting.found
 
 
 def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor, told: bool = True) -> Fit:

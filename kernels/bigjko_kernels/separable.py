@@ -30,7 +30,7 @@ from .fused import FusedAxis, InTurn
 from .gibbs import LOG_ZERO, GibbsKernel
 from .grid import Grid
 from .pages import empty
-from .passes import Feed, Parts
+from .passes import Feed
 
 if TYPE_CHECKING:
     from .tritons import TritonAxis
@@ -91,15 +91,20 @@ class Separable(GibbsKernel):
         with _lock:
             return self._axis_by_axis(b, out)
 
-    def _fed(self, feed: Feed, b: Tensor, out: Tensor) -> Tensor:
+    def _fed(self, feed: Feed, b: Tensor, out: Tensor, then: Feed | None) -> Tensor:
+        in_turn = self._in_turn
+        if in_turn is None or in_turn.shares is None or not in_turn.takes(b):
+            return super()._fed(feed, b, out, then)
+        parts = feed.parts(*in_turn.shares)
+        if parts is None:
+            return super()._fed(feed, b, out, then)
+        last = None if then is None else then.parts(1, b.numel())
         with _lock:
-            in_turn = self._in_turn if self._in_turn is not None and self._in_turn.takes(b) else None
-            if in_turn is not None and in_turn.shares is not None:
-                parts = feed.parts(*in_turn.shares)
-                if parts is not None:
-                    return self._axis_by_axis(b, out, parts)
-        feed.whole()  # without the lock: it may use kernels
-        return self._log_apply(b, out)
+            left = in_turn(b, self._room(b), out, parts, last)
+            self._finished(b, out, left)
+        if then is not None and (left is not None or last is None):
+            then.whole()
+        return out
 
     def log_apply_twice(
         self,
@@ -137,14 +142,14 @@ class Separable(GibbsKernel):
             self._between = empty(shape, torch.float64, b.device)
         return self._between
 
-    def _axis_by_axis(self, b: Tensor, out: Tensor, parts: Parts | None = None) -> Tensor:
+    def _axis_by_axis(self, b: Tensor, out: Tensor) -> Tensor:
         if not self._axes:
             return out.copy_(b)
         if len(self._axes) == 1 and out.data_ptr() == b.data_ptr():
             b = b.clone()
         between = self._room(b)
         if self._in_turn is not None and self._in_turn.takes(b):
-            return self._finished(b, out, self._in_turn(b, between, out, parts))
+            return self._finished(b, out, self._in_turn(b, between, out))
         return self._finished(b, out, slice(None))
 
     def _finished(self, b: Tensor, out: Tensor, left: slice | None) -> Tensor:
