@@ -33,7 +33,7 @@ class Response:
     """The answer: the smallest value, and the p that reaches it.
 
     Attributes:
-        value: of the minimum; a number, or off the CPU a tensor, which nobody has waited for.
+        value: of the minimum; a number, or a tensor, which off the CPU nobody has waited for.
         log_p: of `respond`.
         rest: what has still to be added to it, of `responding`: by whoever sums p, in the same pass.
     """

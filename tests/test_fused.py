@@ -251,9 +251,10 @@ def test_axes_done_in_turn_are_those_done_one_by_one(
     b = b.to(dtype)
     kernel, tried, plain = Separable(grid, 0.75 * grid.spacing**2), list[slice | None](), InTurn.__call__
 
-    def counted(self: InTurn, *arguments: Any) -> slice | None:
-        tried.append(plain(self, *arguments))
-        return tried[-1]
+    def counted(self: InTurn, *arguments: Any) -> tuple[bool, slice | None]:
+        through, left = plain(self, *arguments)
+        tried.append(left)
+        return through, left
 
     monkeypatch.setattr(InTurn, "__call__", counted)
     one_by_one = Separable(grid, kernel.epsilon)
@@ -373,28 +374,36 @@ def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:
     torch.testing.assert_close(out, log_p, rtol=1e-14, atol=1e-13)
 
 
-@pytest.mark.parametrize("spiky", [False, True])
-@pytest.mark.parametrize("name", FED)
-def test_a_potential_is_fitted_in_the_call_that_blurs_it(name: str, spiky: bool) -> None:
-    """Also where the application is done again axis by axis, and where what follows is no compiled code."""
-    grid, rule = Grid(FED[name]), passes.Rule(1 / 0.01, 0.01 / 2)
+FITTED = FED | {"steep": (Line.uniform(-1.0, 1.0, 40), Line.uniform(-1.0, 1.0, 24))}
+
+
+@pytest.mark.parametrize("spiky", ["not", "along the first axis", "along the last axis"])
+@pytest.mark.parametrize("epsilon", [0.01, 2e-5])
+@pytest.mark.parametrize("name", FITTED)
+def test_a_potential_is_fitted_in_the_call_that_blurs_it(name: str, epsilon: float, spiky: str) -> None:
+    """Also where axes are done again, the last of them alone or all, and where what follows is no compiled code."""
+    grid, rule = Grid(FITTED[name]), passes.Rule(1.0, 0.5)
     generator = torch.Generator().manual_seed(grid.size)
     d, log_p = (torch.randn(grid.shape, dtype=torch.float64, generator=generator) for _ in range(2))
-    d[..., ::3] -= 1e4 * d[..., ::3].abs() if spiky else 0.0
-    one_by_one, kernel = Separable(grid, 0.01), Separable(grid, 0.01)
+    if spiky == "along the first axis":
+        d = -1000 * d[tuple(slice(0, 1 if k else None) for k in range(d.ndim))].abs().expand(d.shape).contiguous()
+    elif spiky == "along the last axis":
+        d[..., ::3] -= 1e4 * d[..., ::3].abs()
+    one_by_one, kernel = Separable(grid, epsilon), Separable(grid, epsilon)
     for _ in range(2):  # the second time the blocks are there
         p, expected = torch.empty_like(d), torch.empty_like(d)
-        one_by_one.log_apply(p, out=p, feed=passes.Multiple(d, 0.3, p))
-        apart = passes.fit(log_p, p, d, rule, expected)
+        one_by_one.log_apply(p, out=p, feed=passes.Multiple(d, 1.0, p))
+        blurred = p.clone()
+        apart = passes.Fitting(log_p, p, d, rule, expected)
+        apart.whole()
         work, out = torch.full_like(d, math.nan), torch.full_like(d, math.nan)
         fitting = passes.Fitting(log_p, work, d, rule, out)
-        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 0.3, work), then=fitting)
-        assert fitting.found == apart
+        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 1.0, work), then=fitting)
+        assert fitting.found == apart.found
         assert torch.equal(work, p)
         assert torch.equal(out, expected)
-        after = passes.Multiple(work, -1.0, work)
-        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 0.3, work), then=passes.Feed(after.whole))
-        assert torch.equal(-work, one_by_one.log_apply(p, out=p, feed=passes.Multiple(d, 0.3, p)))
+        kernel.log_apply(work, out=work, feed=passes.Multiple(d, 1.0, work), then=passes.Feed(work.neg_))
+        assert torch.equal(work, -blurred)
 
 
 def test_what_follows_needs_a_feed() -> None:

@@ -6,11 +6,22 @@ from functools import partial
 import pytest
 import torch
 
-from bigjko_kernels import Compiled, Features, Ridge, compiler, passes
+from bigjko_kernels import Compiled, Features, KernelError, Ridge, compiler, passes
 from bigjko_kernels.streams import Tiled
 
 F32, F64 = torch.float32, torch.float64
 pytestmark = pytest.mark.skipif(passes.load() is None, reason="there is no compiler")
+
+
+def fit(
+    log_p: torch.Tensor, log_k: torch.Tensor, d: torch.Tensor, rule: passes.Rule, out: torch.Tensor, told: bool = True
+) -> passes.Fit:
+    """At once."""
+    fitting = passes.Fitting(log_p, log_k, d, rule, out, told)
+    with pytest.raises(KernelError, match="received no fit yet"):
+        _ = fitting.found
+    fitting.whole()
+    return fitting.found
 
 
 def values(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -32,7 +43,7 @@ FREE, FLOORED = passes.Rule(1.5, 0.25), passes.Rule(1.5, 0.25, 0.5, -0.75)
 def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype, rule: passes.Rule) -> None:
     log_p, log_k, d = values(n, dtype)
     out, plain, p, exact_p = torch.empty_like(d), torch.empty_like(d), log_k.clone(), log_k.double().clone()
-    found = passes.fit(log_p, p, d, rule, out)
+    found = fit(log_p, p, d, rule, out)
     exact_d = torch.empty_like(exact_p)
     exact = passes.fit_by_torch(log_p.double(), exact_p, d.double(), rule, exact_d)
     passes.fit_by_torch(log_p, log_k.clone(), d, rule, plain)
@@ -53,21 +64,21 @@ def test_compiled_sums_are_those_of_torch(n: int, dtype: torch.dtype, rule: pass
     torch.testing.assert_close(p.double(), exact_p, rtol=4 * rounding, atol=torch.finfo(dtype).tiny)
     assert torch.equal(p == 0, exact_p.to(dtype) == 0)
     assert torch.equal(p, passes.masses(log_p))
-    for way in (passes.fit, passes.fit_by_torch):
+    for way in (fit, passes.fit_by_torch):
         silent, kept = torch.empty_like(d), log_k.clone()
         quick = way(log_p, kept, d, rule, silent, told=False)
         assert torch.equal(kept, log_k)
-        assert torch.equal(silent, out if way is passes.fit else plain)
+        assert torch.equal(silent, out if way is fit else plain)
         assert (quick.top, quick.low) == pytest.approx((float(silent.max()), float(silent.min())), rel=8 * rounding)
 
 
 def test_bits_are_the_same_for_any_number_of_threads_and_in_place() -> None:
     log_p, log_k, d = values(300_001, F64)
     out, before = torch.empty_like(d), torch.get_num_threads()
-    found = passes.fit(log_p, log_k.clone(), d, FLOORED, out)
+    found = fit(log_p, log_k.clone(), d, FLOORED, out)
     try:
         torch.set_num_threads(before + 1)
-        assert passes.fit(log_p, log_k, d, FLOORED, d) == found
+        assert fit(log_p, log_k, d, FLOORED, d) == found
     finally:
         torch.set_num_threads(before)
     assert torch.equal(d, out)
@@ -77,7 +88,7 @@ def test_bits_are_the_same_for_any_number_of_threads_and_in_place() -> None:
 def test_what_is_no_number_shows(wrong: float) -> None:
     log_p, log_k, d = values(50, F64)
     log_p[49] = log_k[49] = wrong  # whose ratio is NaN
-    for way in (passes.fit, passes.fit_by_torch):
+    for way in (fit, passes.fit_by_torch):
         for rule in (FREE, FLOORED):
             p = log_k.clone()
             assert all(map(math.isnan, way(log_p, p, d, rule, torch.empty_like(d))))
@@ -90,7 +101,7 @@ def test_masses_beyond_the_polynomial_are_those_of_exp(value: float) -> None:
     """Down to the smallest number that is one, and to 0 and inf beyond."""
     log_p = torch.tensor([-1.0, value, -2.0, value, -3.0, -4.0, value], dtype=F64)
     p = torch.zeros_like(log_p)
-    passes.fit(log_p, p, torch.zeros_like(p), FREE, torch.empty_like(p))
+    fit(log_p, p, torch.zeros_like(p), FREE, torch.empty_like(p))
     torch.testing.assert_close(p, log_p.exp(), rtol=1e-15, atol=0.0)
 
 

@@ -221,8 +221,10 @@ class InTurn:
 
     def __call__(
         self, b: Tensor, between: Tensor | None, out: Tensor, parts: Parts | None = None, then: Parts | None = None
-    ) -> slice | None:
-        """Which slabs of `between` are still to be done, before the first axis is; None if all is done.
+    ) -> tuple[bool, slice | None]:
+        """Whether all went through, `then` included, and what is still to be done.
+
+        That is slabs of `between`, and after them the first axis; None if nothing is, `then` perhaps excepted.
 
         Args:
             b: contiguous.
@@ -234,7 +236,7 @@ class InTurn:
         with _lock:
             marked = ctypes.c_long()
             finished = load().bigjko_in_turn(*self._how(b, between, out), parts, then, marked)
-            return self._left(finished, marked.value, b, between, out)
+            return finished == len(self.axes), self._left(finished, marked.value, b, between, out)
 
     def twice(
         self, b: Tensor, between: Tensor | None, out: Tensor, feeds: tuple[Parts, Parts, Parts | None]

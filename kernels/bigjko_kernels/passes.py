@@ -43,6 +43,7 @@ class _Lead(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("n", "stride", "low", "high", "rising")]
 
 
+_NOT_YET = -1.0  # which no mass is
 _SHARE = 1 << 14  # nodes, as in passes.cpp
 _RING = 1 << 19  # roots that a thread keeps until their neighbours come: 4 MiB
 
@@ -181,7 +182,8 @@ class Division(Feed):
         """Afterwards, the sum of q log_k as it was, in float64; off the CPU a tensor, which nobody has waited for."""
         if self._sums is None:
             raise KernelError("received no quotient yet, need whole() or a kernel that takes parts() first")
-        return math.fsum(self._sums.tolist()) if self._sums.is_cpu else self._sums.sum()
+        total = self._sums.sum()
+        return float(total) if total.is_cpu else total
 
     def whole(self) -> None:
         """See Feed."""
@@ -254,28 +256,18 @@ class _Seen(Look):
         strides = [math.prod(lead[k + 1 :]) for k in range(len(lead))]
         self._seen = [k for k in rising if k < len(lead) and strides[k] * length <= _RING]
         rows, some = math.prod(lead), len(lead)
-        self._by_row = torch.empty(lead, dtype=torch.float64)
-        self._by_column, found = (torch.empty(size, dtype=torch.float64) for size in (length, some + 2))
+        by_row = torch.empty(lead, dtype=torch.float64)
+        by_column, found = (torch.empty(size, dtype=torch.float64) for size in (length, some + 2))
         leads = (_Lead * some)(
             *(_Lead(lead[k], strides[k], *inside[k], k in self._seen) for k in range(some)),
         )
-        places = (x.data_ptr() for x in (self._by_row, self._by_column, found))
+        places = (x.data_ptr() for x in (by_row, by_column, found))
         library.bigjko_look(p.data_ptr(), rows, length, leads, some, *inside[-1], *places, *_how(p))
         self.edge, *self._found = found.unbind(0)
-
-    @functools.cached_property
-    def mass(self) -> Float[Tensor, ""]:
-        """See Look."""
-        return self._by_row.sum()
-
-    @functools.cached_property
-    def profiles(self) -> list[Float[Tensor, " k"]]:
-        """See Look."""
-        axes = range(self._by_row.ndim)
-        return [
-            *(self._by_row.sum([j for j in axes if j != k]) if len(axes) > 1 else self._by_row for k in axes),
-            self._by_column,
-        ]
+        self.mass = by_row.sum()
+        axes = range(some)
+        leading = [by_row.sum([j for j in axes if j != k]) if some > 1 else by_row for k in axes]
+        self.profiles = [*leading, by_column]
 
     @functools.cached_property
     def rises(self) -> list[Float[Tensor, ""]]:
@@ -345,19 +337,20 @@ class Fitting(Feed):
         out: Float[Tensor, "*grid"],
         told: bool = True,
     ) -> None:
-        self._given, self._numbers = (log_p, log_k, d, rule, out, told), (ctypes.c_double * 6)()
-        self._found: Fit | None = None
+        self._given, self._numbers = (log_p, log_k, d, rule, out, told), (ctypes.c_double * 6)(_NOT_YET)
 
     @property
     def found(self) -> Fit:
         """Afterwards."""
-        return Fit(*self._numbers) if self._found is None else self._found
+        if self._numbers[0] == _NOT_YET:
+            raise KernelError("received no fit yet, need whole() or a kernel that takes parts() first")
+        return Fit(*self._numbers)
 
     def whole(self) -> None:
         """See Feed."""
         log_p = self._given[0]
         if (made := self.parts(1, log_p.numel())) is None:
-            self._found = fit_by_torch(*self._given)
+            self._numbers[:] = list(fit_by_torch(*self._given))
         else:
             load().bigjko_fit(made.what, 0, 0, 0)
 
@@ -370,13 +363,6 @@ class Fitting(Feed):
         single, threads = _how(log_p)
         known = _Fitting(*places, log_p.numel(), single, *rule, told, threads, ctypes.addressof(self._numbers))
         return Parts.of(library.bigjko_fit, known)
-
-
-def fit(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor, told: bool = True) -> Fit:
-    """A Fitting at once."""
-    fitting = Fitting(log_p, log_k, d, rule, out, told)
-    fitting.whole()
-    return fitting.found
 
 
 def fit_by_torch(log_p: Tensor, log_k: Tensor, d: Tensor, rule: Rule, out: Tensor, told: bool = True) -> Fit:

@@ -100,9 +100,9 @@ class Separable(GibbsKernel):
             return super()._fed(feed, b, out, then)
         last = None if then is None else then.parts(1, b.numel())
         with _lock:
-            left = in_turn(b, self._room(b), out, parts, last)
+            through, left = in_turn(b, self._room(b), out, parts, last)
             self._finished(b, out, left)
-        if then is not None and (left is not None or last is None):
+        if then is not None and (last is None or not through):
             then.whole()
         return out
 
@@ -149,7 +149,8 @@ class Separable(GibbsKernel):
             b = b.clone()
         between = self._room(b)
         if self._in_turn is not None and self._in_turn.takes(b):
-            return self._finished(b, out, self._in_turn(b, between, out))
+            _, left = self._in_turn(b, between, out)
+            return self._finished(b, out, left)
         return self._finished(b, out, slice(None))
 
     def _finished(self, b: Tensor, out: Tensor, left: slice | None) -> Tensor:
