@@ -42,7 +42,7 @@ docs: $(SPHINX)
 docs-links: docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b linkcheck -d $(SITE)/doctrees docs $(SITE)/links
 
-# About 25 minutes on 2 idle cores; bench-check a few, and bench-micro one.
+# About 25 minutes on 2 idle cores; bench-check more than 5, and bench-micro one.
 bench: $(PEERS)
 	$(BIN)/python bench/tables.py --record
 

@@ -57,7 +57,7 @@ class GibbsKernel(ABC):
                 the pages of a new array cost as much as an axis.
             feed: what has still to make b, which a kernel may ask for part by part, in its own threads, so that every
                 part is in the cache when it is read; not with gradients.
-            then: with a feed alone: to be done afterwards, in the same call of compiled code where there is one.
+            then: to be done afterwards, in the same call of compiled code where there is one; only with a feed.
         """
         self.grid.check(b, "log values")
         wanted = b.requires_grad and torch.is_grad_enabled()
