@@ -137,13 +137,13 @@ def kernel_clock() -> Iterator[Clock]:
             then.whole()
         return out
 
-    twice = Separable.log_apply_twice
+    twice = Separable.twice
     GibbsKernel.log_apply = timed  # type: ignore[method-assign]
-    Separable.log_apply_twice = GibbsKernel.log_apply_twice  # type: ignore[method-assign]
+    Separable.twice = GibbsKernel.twice  # type: ignore[method-assign]
     try:
         yield clock
     finally:
-        GibbsKernel.log_apply, Separable.log_apply_twice = plain, twice  # type: ignore[method-assign]
+        GibbsKernel.log_apply, Separable.twice = plain, twice  # type: ignore[method-assign]
 
 
 def anatomy(setup: Setup) -> Table:

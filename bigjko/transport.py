@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bigjko_kernels import GibbsKernel
-from bigjko_kernels.passes import Division, Feed, Multiple, Rule
+from bigjko_kernels.ascent import Evaluation
+from bigjko_kernels.gibbs import Twice
+from bigjko_kernels.passes import Division, Feed, Multiple, Rule, Used
 from bigjko_kernels.sums import sum64
 
 from .errors import StepError
@@ -43,8 +45,23 @@ class Response:
     rest: OnGrid
 
 
-Respond = Callable[[], Response | None]
-"""Answers for what h is by now; None where the minimum is not finite."""
+class Respond:
+    """Responds to what h is by now, as often as it is called; None where the minimum is not finite.
+
+    Args:
+        answer: does so.
+    """
+
+    def __init__(self, answer: Callable[[], Response | None]) -> None:
+        self._answer = answer
+
+    def __call__(self) -> Response | None:
+        """The response."""
+        return self._answer()
+
+    def through(self, use: Callable[[Evaluation], Used]) -> Used | None:
+        """What `use` makes of it as compiled code, which it may call while it runs; None where no code does it."""
+        return None
 
 
 class Transport(ABC):
@@ -161,11 +178,7 @@ class Balanced(Transport):
         eps, kernel = self.epsilon, self.kernel
         tilted, over = tilt(d, 1 / eps, -tau / eps, work), Division(q, log_q, out)
 
-        def respond() -> Response:
-            kernel.log_apply_twice(work, out, tilted, over, then)
-            return Response(-eps * over.total, out, work)
-
-        return respond
+        return _Balanced(kernel.twice(work, out, tilted, over, then), over, -eps, out, work)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """Always."""
@@ -180,6 +193,22 @@ class Balanced(Transport):
         eps = self.epsilon
         free = Rule(1 / eps, eps / 2)
         return free._replace(eps=eps, least=eps * (self._scale + math.log(share))) if share else free
+
+
+class _Balanced(Respond):
+    """Two applications, and worth times what is summed between them for the value."""
+
+    def __init__(self, twice: Twice, over: Division, worth: float, out: OnGrid, work: OnGrid) -> None:
+        self._twice, self._over, self._worth = twice, over, worth
+        super().__init__(lambda: self._responded(out, work))
+
+    def _responded(self, out: OnGrid, work: OnGrid) -> Response:
+        self._twice()
+        return Response(self._worth * self._over.total, out, work)
+
+    def through(self, use: Callable[[Evaluation], Used]) -> Used | None:
+        """See Respond."""
+        return self._twice.through(lambda call, done: use(Evaluation(call, done, self._over.sums, self._worth)))
 
 
 class Scaled(Transport):
@@ -303,7 +332,7 @@ class WassersteinFisherRao(Transport):
                 then.whole()
             return found
 
-        return respond
+        return Respond(respond)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""

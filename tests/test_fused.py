@@ -348,7 +348,7 @@ def test_two_applications_at_once_are_one_after_the_other(name: str, dtype: torc
         def keep(out: Tensor = out, seen: list[Tensor] = seen) -> None:
             seen.append(out.clone())
 
-        kernel.log_apply_twice(fed, out, passes.Multiple(x, 0.3, fed), over, passes.Feed(keep))
+        kernel.twice(fed, out, passes.Multiple(x, 0.3, fed), over, passes.Feed(keep))()
         assert torch.equal(out, expected)
         assert torch.equal(fed, b)
         assert len(seen) == 1
@@ -365,11 +365,11 @@ def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:
     ridge = Ridge(Compiled(W, X), shape, (0, 1), a, a, a)
     x, log_q = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
     b, out = torch.empty_like(x), torch.empty_like(x)
-    kernel.log_apply_twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out))
+    kernel.twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out))()
     expected, log_p = ridge.outputs((out + b).exp()), out + b
     sums = ridge.weighing(out, b)
     assert sums.parts(1, grid.size) is not None
-    kernel.log_apply_twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out), sums)
+    kernel.twice(b, out, passes.Multiple(x, 0.3, b), passes.Division(log_q.exp(), log_q, out), sums)()
     torch.testing.assert_close(sums.outputs, expected, rtol=1e-12, atol=1e-12 * float(log_p.exp().sum()))
     torch.testing.assert_close(out, log_p, rtol=1e-14, atol=1e-13)
 
@@ -420,7 +420,7 @@ def test_two_applications_look_at_what_they_write_into() -> None:
         (torch.empty(grid.shape[::-1], dtype=torch.float64).permute(2, 1, 0), "not contiguous"),
     ):
         with pytest.raises((GridError, KernelError), match=why):
-            kernel.log_apply_twice(b, out, passes.Multiple(b, 0.3, b), passes.Division(b, b, out))
+            kernel.twice(b, out, passes.Multiple(b, 0.3, b), passes.Division(b, b, out))
 
 
 def test_sums_are_asked_for_once_they_are_made() -> None:

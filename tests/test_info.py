@@ -29,7 +29,7 @@ def test_info_tells_people_and_machines_and_compiles_nothing(tmp_path: Path, mon
     assert found["versions"]["bigjko"] == bj.__version__
     assert found["devices"][0]["device"] == "cpu"
     assert 0 < found["devices"][0]["free"] <= found["devices"][0]["total"]
-    sources = ("curvature.cpp", "fused.cpp", "passes.cpp", "ridge.cpp")
+    sources = ("ascent.cpp", "fused.cpp", "passes.cpp", "ridge.cpp")
     assert found["compiler"]["compiled"] == dict.fromkeys(sources, False)
     assert found["compiler"]["size"] == 0
     assert found["keops"]["runs_on"] == ("gpu" if torch.cuda.is_available() else "cpu")

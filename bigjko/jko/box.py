@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels.curvature import newton
+from bigjko_kernels.ascent import newton
 
 from ..losses import Loss
 
@@ -20,13 +20,16 @@ class DualBox:
 
     Attributes:
         bounded: whether it has a wall.
+        quadratic: the loss as one, if it is.
+        force: max |grad g(0)|, which residuals are relative to, or to max |z| if that is larger.
     """
 
     def __init__(self, loss: Loss, y: Float[Tensor, " n"]) -> None:
         self.loss, self.y = loss, y
         self.low, self.high = loss.dual_box(y)
         self.bounded = bool((torch.isfinite(self.low) | torch.isfinite(self.high)).any())
-        self._force = float(loss.gradient(torch.zeros_like(y), y).abs().max()) if y.numel() else 0.0
+        self.quadratic = loss.quadratic(y)
+        self.force = float(loss.gradient(torch.zeros_like(y), y).abs().max()) if y.numel() else 0.0
 
     def inside(self, z: Float[Tensor, " n"], start: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         """z pulled into the box; where g* is steep the open one, and from a start at most 99% of the way to a wall."""
@@ -87,7 +90,7 @@ class DualBox:
         """max |z - grad g(u)| over the larger of max |z| and max |grad g(0)|; 0 without data."""
         if self.y.numel() == 0:
             return 0.0
-        return largest(z - self.loss.gradient(outputs, self.y)) / max(largest(z), self._force, 1e-300)
+        return largest(z - self.loss.gradient(outputs, self.y)) / max(largest(z), self.force, 1e-300)
 
 
 def largest(x: Float[Tensor, " n"]) -> float:

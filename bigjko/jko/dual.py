@@ -4,7 +4,8 @@
 
 concave, and -Hess D / tau = Hess g*(z) + B with B near tau NTK(p_z) (mathematics.md 2). Hess g* is known exactly, so a
 structured BFGS learns B alone, from the pairs (dz, -d M p_z), on NTK(q); far from the answer, where an NTK costs less
-than the kernel, from all pairs of the pass on a fresh NTK(p_z).
+than the kernel, from all pairs of the pass on a fresh NTK(p_z). Near it most passes are moves that are taken as they
+are: where the loss is quadratic and all of an evaluation is compiled, those are too (`climb`).
 """
 
 import math
@@ -14,43 +15,48 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels.curvature import learn
+from bigjko_kernels.ascent import Climbed, Evaluation, Rules, climb, learn
 from bigjko_kernels.passes import Feed, Parts, Weighing
 from bigjko_kernels.sums import parts
 
 from ..errors import StepError
 from ..status import Status
 from .box import DualBox, largest
-from .problem import Solution, StepProblem, StepSolver
+from .problem import Solution, Solve, StepProblem, StepSolver
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
     """The dual at z: gradient is grad D / tau = M p - grad g*(z). log p lies in the room, the last point's alone.
 
-    rounding is what the dtype leaves uncertain in log p: 4 ulp of the largest exponents at nodes that carry mass.
+    residual is that of the box; rounding is what the dtype leaves uncertain in log p: 4 ulp of the largest exponents at
+    nodes that carry mass. gap and onward are what a Solution says of it, where they are known already.
     """
 
     z: Tensor
     value: float
     gradient: Tensor
     outputs: Tensor
-    rounding: float
+    residual: float
+    rounding: float = 0.0
+    gap: float | None = None
+    onward: Tensor | None = None
 
 
 def foreseen(box: DualBox, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """The dual point after a step in which M p answers linearly, M p = M q - B z: no kernel application.
 
-    From z = grad g(M q), Newton on g*(z') - <M q, z'> + <z', B z'>/2; exact in one turn for the squared loss. It lands
+    From z = grad g(M q), Newton on g*(z') - <M q, z'> + <z', B z'>/2; exact in one turn for a quadratic loss. It lands
     at the linearised implicit step, where the plain warm start z lands at the explicit one.
     """
     loss, y, start = box.loss, box.y, box.inside(z)
-    u, guess = loss.conjugate_gradient(start, y), start
-    gradient = -B @ guess
+    guess, gradient = start, -(B @ start)
     for _ in range(_FORESIGHT):
         move = box.newton_move(B, loss.conjugate_curvature(guess, y), gradient, guess)
         guess, first = box.inside(guess + move, guess), gradient
-        gradient = u - loss.conjugate_gradient(guess, y) - B @ guess
+        if box.quadratic is not None:
+            break
+        gradient = loss.conjugate_gradient(start, y) - loss.conjugate_gradient(guess, y) - B @ guess
         if not largest(gradient) > _SEEN * largest(first):
             break
     return guess if math.isfinite(largest(guess)) else start
@@ -80,24 +86,37 @@ class DualSolver(StepSolver):
                 "need 0 < rtol < 1 and at least one evaluation"
             )
 
-    def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
+    def solve(
+        self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"], rtol: float = 0.0
+    ) -> Solution:
         """See StepSolver. What is in R^n is kept on the host: the device is waited for once an evaluation."""
+        return self.solving(problem)(z0, curvature, rtol)
+
+    def solving(self, problem: StepProblem) -> Solve:
+        """See StepSolver."""
+        dual = _Dual(problem, self.rtol)
+        return lambda z0, curvature, rtol: self._solve(dual, z0, curvature, max(self.rtol, rtol))
+
+    def _solve(self, dual: "_Dual", z0: Tensor, curvature: Tensor, rtol: float) -> Solution:
+        problem = dual.problem
         box, device = problem.box, problem.q.device
-        loss, y, dual = box.loss, box.y, _Dual(problem, self.rtol)
-        point, z, curvature = None, box.inside(z0.cpu()), curvature.cpu()
+        z, curvature = box.inside(z0.cpu()), curvature.cpu()
+        cheap = problem.energy.features.gram_work <= _CHEAP * problem.q.numel()
+        point, evaluations, B, pairs, stale = None, 0, curvature, list[tuple[Tensor, Tensor]](), False
+        far = _FAR_OFF if cheap else math.inf
+        climbed = dual.climb(z, B, Rules(rtol, self.rtol, far, _NOISE, box.force, self.max_evaluations, _PATIENCE))
+        if climbed is not None:
+            point, evaluations, B, pairs, stale = climbed
         for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
-            point = dual.at(z)
             if point is not None:
                 break
+            point, evaluations = dual.at(z), 1
             z = box.inside(z / 2)
         if point is None:
             return _failed(problem, z.to(device), curvature.to(device))
 
-        evaluations, B, pairs = 1, curvature, list[tuple[Tensor, Tensor]]()
-        cheap = problem.energy.features.gram_work <= _CHEAP * problem.q.numel()
-        rtol = max(self.rtol, problem.rtol)
         while True:
-            residual, tolerance = box.residual(point.z, point.outputs), max(rtol, point.rounding)
+            residual, tolerance = point.residual, max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
                 status = Status.not_finite
                 break
@@ -120,7 +139,7 @@ class DualSolver(StepSolver):
             evaluations += spent
             if found is None:
                 status = Status.dual_stalled
-                if spent:  # the search has left another p in the room
+                if spent or stale:  # the search has left another p in the room
                     dual.at(point.z)
                     evaluations += 1
                 break
@@ -128,11 +147,11 @@ class DualSolver(StepSolver):
             # gone where it can: with an NTK left in B, a step is a few percent of Newton's.
             pairs.append((found.z - point.z, point.outputs - found.outputs))
             B = B if refresh else learn(B, *pairs[-1])
-            point = found
+            point, stale = found, False
         u, z = point.outputs, point.z
-        gap = problem.tau * float(loss.value(u, y) + loss.conjugate(z, y) - z @ u)
-        onward = z
-        if status is Status.ok and residual > max(self.rtol, point.rounding):
+        gap = problem.tau * float(box.loss.gap(u, z, box.y)) if point.gap is None else point.gap
+        onward = z if point.onward is None else point.onward
+        if point.onward is None and status is Status.ok and residual > max(self.rtol, point.rounding):
             move = self._newton(box, B, point)
             if 0 < float(move @ point.gradient) < math.inf:
                 onward = box.inside(z + move, z)
@@ -152,12 +171,12 @@ class DualSolver(StepSolver):
         """
         alpha = 1.0
         for spent in range(1, budget + 1):
-            z = box.inside(point.z + alpha * direction, point.z)
+            z = box.inside(point.z.add(direction, alpha=alpha), point.z)
             while (found := dual.at(z)) is None:  # growing mass has a wall: half way to it, no nearer
                 alpha /= 2
                 if alpha < _SHORTEST:
                     return None, spent
-                z = box.inside(point.z + alpha * direction, point.z)
+                z = box.inside(point.z.add(direction, alpha=alpha), point.z)
             move = z - point.z
             first, last = float(move @ point.gradient), float(move @ found.gradient)
             noise = max(_NOISE, point.rounding) * (1 + abs(point.value))
@@ -176,6 +195,7 @@ class _Dual:
 
     def __init__(self, problem: StepProblem, rtol: float) -> None:
         energy, room, q = problem.energy, problem.room, problem.q
+        self.problem = problem
         self._box, self._tau = problem.box, problem.tau
         self._z = z = torch.empty(problem.box.y.shape, dtype=torch.float64, device=q.device)
         self._weighed = _Weighed(problem, rtol, energy.weighing(room.log_p, room.work))
@@ -199,7 +219,30 @@ class _Dual:
         else:  # together: the device is waited for
             outputs, value = torch.cat([u, torch.as_tensor(value).reshape(1)]).to(z.device).split([len(y), 1])
         value = float(value) - self._tau * float(loss.conjugate(z, y))
-        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, self._weighed.rounding)
+        residual, rounding = self._box.residual(z, outputs), self._weighed.rounding
+        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, residual, rounding)
+
+    def climb(
+        self, z: Tensor, B: Tensor, rules: Rules
+    ) -> tuple[_Point, int, Tensor, list[tuple[Tensor, Tensor]], bool] | None:
+        """As far as compiled code gets up from z by whole moves, and by how many evaluations; None where none can.
+
+        With B and the pairs it has learned from by then, and whether the room holds the log p of another point.
+        """
+        quadratic = self._box.quadratic
+        if quadratic is None or self._weighed.matters:
+            return None
+        scale, centre = quadratic
+        self._z.copy_(z)
+
+        def use(evaluation: Evaluation) -> Climbed | None:
+            return climb(evaluation, self._z, self._weighed.sums.outputs, scale, centre, self._tau, B, rules)
+
+        found = self._respond.through(use)
+        if found is None:
+            return None
+        here = _Point(found.z, found.value, found.gradient, found.outputs, found.residual, 0.0, found.gap, found.onward)
+        return here, found.evaluations, found.B, found.pairs, found.stale
 
 
 class _Weighed(Feed):
@@ -208,17 +251,17 @@ class _Weighed(Feed):
     def __init__(self, problem: StepProblem, rtol: float, sums: Weighing) -> None:
         self._problem, self.sums, self.rounding = problem, sums, 0.0
         self._ulp = torch.finfo(problem.log_q.dtype).eps
-        self._matters = rtol < _FAR * self._ulp
+        self.matters = rtol < _FAR * self._ulp
 
     def whole(self) -> None:
         """See Feed."""
-        if self._matters:
+        if self.matters:
             self.rounding = 4 * self._ulp * self._largest()
         self.sums.whole()
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
-        return None if self._matters else self.sums.parts(shares, nodes)
+        return None if self.matters else self.sums.parts(shares, nodes)
 
     def _largest(self) -> float:
         """The largest |log b| + |log p| at nodes that carry mass."""

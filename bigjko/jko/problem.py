@@ -1,7 +1,9 @@
 """One pass of a step as a problem, and its solution."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,7 +40,6 @@ class StepProblem:
         d: the debiasing potential.
         tau: the time step.
         room: what an evaluation works in.
-        rtol: no solver need do better: more than 0 where p serves only to move d.
     """
 
     transport: Transport
@@ -49,7 +50,6 @@ class StepProblem:
     d: Float[Tensor, "*grid"]
     tau: float
     room: Room
-    rtol: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,22 @@ class Solution:
     status: Status
 
 
+Solve = Callable[[Float[Tensor, " n"], Float[Tensor, "n n"], float], Solution]
+"""(z0, curvature, rtol) -> what `StepSolver.solve` finds."""
+
+
 class StepSolver(ABC):
     """Solves one pass; final classes DualSolver and ScalingSolver."""
 
     @abstractmethod
-    def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
-        """From a dual point z0 and a guess of the curvature that the transport adds to the dual."""
+    def solve(
+        self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"], rtol: float = 0.0
+    ) -> Solution:
+        """From a dual point z0 and a guess of the curvature that the transport adds to the dual.
+
+        rtol: no solver need do better: more than 0 where p serves only to move d.
+        """
+
+    def solving(self, problem: StepProblem) -> Solve:
+        """`solve` on one problem, as often as it is called: each time with what d holds by then."""
+        return partial(self.solve, problem)

@@ -36,8 +36,10 @@ class ScalingSolver(StepSolver):
                 f"received tolerance = {self.tolerance} and max_iterations = {self.max_iterations}, need both positive"
             )
 
-    def solve(self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"]) -> Solution:
-        """See StepSolver.
+    def solve(
+        self, problem: StepProblem, z0: Float[Tensor, " n"], curvature: Float[Tensor, "n n"], rtol: float = 0.0
+    ) -> Solution:
+        """See StepSolver; rtol does not matter.
 
         Raises:
             StepError: for a transport in which mass grows.
@@ -67,7 +69,7 @@ class ScalingSolver(StepSolver):
                 break
         outputs, y = energy.outputs(log_p.exp()), energy.targets
         residual = problem.box.residual(z, outputs)
-        gap = problem.tau * float(energy.loss.value(outputs, y) + energy.loss.conjugate(z, y) - (z * outputs).sum())
+        gap = problem.tau * float(energy.loss.gap(outputs, z, y))
         return Solution(log_p, outputs, z, z, curvature, iterations, residual, gap, status)
 
 

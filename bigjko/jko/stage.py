@@ -1,8 +1,10 @@
 """The nodes a step works on: all of them, or the box outside which there is no mass to speak of."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -152,12 +154,17 @@ def _around(along: list[Tensor], held: Box, grid: Grid, allowed: float, margin: 
     lines = [k for k, f in enumerate(grid.factors) if isinstance(f, Line) and f.size > 2 * _ROUND]
     box, spare = list(held), max(0.0, allowed) / (2 * max(1, len(lines)))
     for k in lines:
-        mass = along[k].cpu().numpy()
-        low, high = (int(x.cumsum().searchsorted(spare, side="right")) for x in (mass, mass[::-1]))
+        mass = along[k].tolist()
+        low, high = (_light(x, spare) for x in (mass, reversed(mass)))
         start = max(0, (held[k].start + low - margin) // _ROUND * _ROUND)
         stop = min(grid.shape[k], -(-(held[k].stop - high + margin) // _ROUND) * _ROUND)
         box[k] = slice(start, stop)
     return tuple(box)
+
+
+def _light(masses: Iterable[float], spare: float) -> int:
+    """How many of the first nodes hold no more than that together."""
+    return sum(1 for _ in takewhile(spare.__ge__, accumulate(masses)))
 
 
 def continued(d: Tensor, box: Box, old: Tensor, whole: Transport) -> Tensor:

@@ -36,9 +36,9 @@ class JKOState:
     Attributes:
         z: (n,) the dual point, grad g(M q).
         d: the debiasing potential that fits q, on the nodes of `box`.
-        missed: (j, n) how far the first pass ended from where it was foreseen; None where it was foreseen from an old
-            curvature. Of the last step and the one before, which tell what the next will be, if it is as long.
-        drift: (k, n) how far z went from there to the end of the last pass: what refitting d does to it.
+        missed: how far the first pass ended from where it was foreseen; None where it was foreseen from an old
+            curvature. (n,) of the last step and of the one before, which tell what the next will be, if it is as long.
+        drift: likewise, how far z went from there to the end of the last pass: what refitting d does to it.
         dt: the length of those steps.
         curvature: (n, n) the NTK as the last step's solver left it, where a fresh one would cost more than it spares.
         margin: nodes around the mass that the next step's box begins with.
@@ -48,8 +48,8 @@ class JKOState:
 
     z: Float[Tensor, " n"]
     d: Tensor
-    missed: Float[Tensor, "j n"] | None = None
-    drift: Float[Tensor, "k n"] | None = None
+    missed: tuple[Float[Tensor, " n"], ...] | None = None
+    drift: tuple[Float[Tensor, " n"], ...] | None = None
     dt: float = 0.0
     curvature: Float[Tensor, "n n"] | None = None
     margin: int = 4
@@ -268,9 +268,12 @@ class JKO(Stepper[GridMeasure, JKOState]):
         start = foreseen(box, state.z.cpu(), curvature.cpu()).to(state.z.device) if state.z.numel() else state.z
         z = start + _coming(missed) if fresh else start
         evaluations, passes, gap_z, room, new_d = 0, 0, 0.0, Room(log_q, self._pool), self._pool.empty_like(log_q)
+        if self.entropy.passes > 1:  # which all work on one array
+            d = new_d.copy_(d)
+        solve = self.solver.solving(StepProblem(transport, energy, box, log_q, q, d, dt, room))
         for left in range(self.entropy.passes - 1, -1, -1):
             rtol = _ROUGH if left and not self.entropy.tolerance else 0.0  # not the last: it only moves d
-            solution = self.solver.solve(StepProblem(transport, energy, box, log_q, q, d, dt, room, rtol), z, curvature)
+            solution = solve(z, curvature, rtol)
             z, curvature = solution.onward, solution.curvature
             told = not left or solution.status is not Status.ok or self.entropy.tolerance > 0
             refit = self.entropy.refit(transport, d, solution.log_p, room.work, new_d, told)
@@ -294,19 +297,22 @@ class _Taken:
     gap_z: float
     evaluations: int
     passes: int
-    missed: Float[Tensor, "j n"] | None
-    drift: Float[Tensor, "k n"] | None
+    missed: "_Known | None"
+    drift: "_Known | None"
 
 
-def _coming(known: Float[Tensor, "k n"] | None) -> Float[Tensor, " n"] | float:
+_Known = tuple[Float[Tensor, " n"], ...]
+
+
+def _coming(known: _Known | None) -> Float[Tensor, " n"] | float:
     """What was known of the last two steps, continued in a straight line."""
     if known is None:
         return 0.0
     return known[0] if len(known) == 1 else torch.lerp(known[1], known[0], 2.0)
 
 
-def _kept(new: Float[Tensor, " n"], known: Float[Tensor, "k n"] | None) -> Float[Tensor, "kept n"]:
-    return new[None] if known is None else torch.stack([new, known[0]])
+def _kept(new: Float[Tensor, " n"], known: _Known | None) -> _Known:
+    return (new,) if known is None else (new, known[0])
 
 
 def _warn(stats: dict[str, float]) -> None:

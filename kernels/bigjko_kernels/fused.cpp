@@ -706,17 +706,27 @@ extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, dou
     return finished;
 }
 
-// bigjko_in_turn twice, the second time in place. feeds: before each, and what follows, or null. Returns as that does, of
-// the application that ended first; applied: how many were done.
-extern "C" long bigjko_twice(const Among* axes, long some, const void* in, double* between, void* out, long single,
-                             long size, long count, uint8_t* done, long threads, const Feed* const* feeds, long* marked,
-                             long* applied) {
-    for (*applied = 0; *applied < 2; ++*applied) {
-        const void* from = *applied ? out : in;
-        const Feed *feed = feeds[*applied], *then = *applied ? feeds[2] : nullptr;
-        const long finished =
-            bigjko_in_turn(axes, some, from, between, out, single, size, count, done, threads, feed, then, marked);
-        if (finished < some) return finished;
+// bigjko_in_turn twice, the second time in place: with what makes b before each, and what follows, or null.
+struct Twice {
+    long applied;  // how many were done
+    const Among* axes;
+    long some;
+    const void* in;
+    double* between;
+    void* out;
+    long single, size, count;
+    uint8_t* done;
+    long threads;
+    const Feed *first, *second, *then;
+    long finished, marked;  // of the one that ended first, what bigjko_in_turn says
+};
+extern "C" void bigjko_twice(Twice* t, long, long, long) {
+    for (t->applied = 0; t->applied < 2; ++t->applied) {
+        const bool last = t->applied;
+        const void* from = last ? t->out : t->in;
+        t->finished =
+            bigjko_in_turn(t->axes, t->some, from, t->between, t->out, t->single, t->size, t->count, t->done, t->threads,
+                           last ? t->second : t->first, last ? t->then : nullptr, &t->marked);
+        if (t->finished < t->some) return;
     }
-    return some;
 }

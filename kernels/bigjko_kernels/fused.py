@@ -4,7 +4,7 @@ import ctypes
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from . import compiler
 from .costs import Cost
 from .factors import Circle, Factor
-from .passes import Parts
+from .passes import Parts, Used
 
 # As in fused.cpp: nodes a tile, lines at a time, tiles a group, and the entries of one block of the kernel.
 _TILE, _LINES, _GROUP, _BLOCK = 8, 16, 8, 192
@@ -39,6 +39,26 @@ class _Among(ctypes.Structure):
     _fields_ = [("axis", ctypes.c_void_p), ("before", ctypes.c_long), ("after", ctypes.c_long)]
 
 
+class Twice(ctypes.Structure):
+    """Two applications, the second in place. First `applied`: how many of them were done. known: of which blocks."""
+
+    _fields_ = [
+        ("applied", ctypes.c_long),
+        ("axes", ctypes.POINTER(_Among)),
+        ("some", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("b", "between", "out")),
+        *((name, ctypes.c_long) for name in ("single", "size", "count")),
+        ("done", ctypes.c_void_p),
+        ("threads", ctypes.c_long),
+        *((name, ctypes.POINTER(Parts)) for name in ("first", "second", "then")),
+        *((name, ctypes.c_long) for name in ("finished", "marked")),
+    ]
+    applied: int
+    finished: int
+    marked: int
+    known: list[_Tables]
+
+
 @functools.cache
 def load(march: str = "native") -> Any:
     """The compiled functions, or None where they cannot be had."""
@@ -54,9 +74,7 @@ def load(march: str = "native") -> Any:
     feeds = (ctypes.POINTER(Parts), ctypes.POINTER(Parts))
     arguments = (number, place, place, place, *counts, *feeds, ctypes.POINTER(number))
     library.bigjko_in_turn.argtypes, library.bigjko_in_turn.restype = (ctypes.POINTER(_Among), *arguments), number
-    ends = (ctypes.POINTER(number), ctypes.POINTER(number))
-    twice = (ctypes.POINTER(_Among), number, place, place, place, *counts, place, *ends)
-    library.bigjko_twice.argtypes, library.bigjko_twice.restype = twice, number
+    library.bigjko_twice.argtypes, library.bigjko_twice.restype = (ctypes.POINTER(Twice), *3 * [number]), None
     return library
 
 
@@ -192,6 +210,10 @@ class InTurn:
     Args:
         axes: with their places among the axes of `shape`, in order.
         shape: of the array.
+
+    Attributes:
+        shares: in which it asks for what makes the array, and the nodes of one; None if it cannot.
+        smooth: whether the last two applications went through.
     """
 
     def __init__(self, axes: Sequence[tuple[int, FusedAxis]], shape: Sequence[int]) -> None:
@@ -206,6 +228,7 @@ class InTurn:
         self._done = torch.empty(self.count, dtype=torch.uint8)
         self._known: list[_Tables] = []
         self._among: ctypes.Array[_Among] | None = None
+        self.smooth = True
         self.shares: tuple[int, int] | None = None
         if slabs:
             self.shares = self.count, self.size
@@ -238,20 +261,39 @@ class InTurn:
             finished = load().bigjko_in_turn(*self._how(b, between, out), parts, then, marked)
             return finished == len(self.axes), self._left(finished, marked.value, b, between, out)
 
-    def twice(
-        self, b: Tensor, between: Tensor | None, out: Tensor, feeds: tuple[Parts, Parts, Parts | None]
-    ) -> tuple[int, slice | None]:
-        """The same of b and then of out, in place: how many of the two were done, and what is left of the next.
+    def prepared(
+        self, b: Tensor, between: Tensor | None, out: Tensor, first: Parts, second: Parts, then: Parts | None
+    ) -> Twice:
+        """The same of b and then of out, in place, as a call.
 
         Args:
             b, between, out: as above, with two axes or more.
-            feeds: what makes b, what remakes out in between, and what to call after the second, if any.
+            first, second: what makes b, and what remakes out in between.
+            then: what to call after the second.
         """
+        parts = (x if x is None else ctypes.pointer(x) for x in (first, second, then))
         with _lock:
-            marked, applied = ctypes.c_long(), ctypes.c_long()
-            known = (ctypes.c_void_p * 3)(*(None if x is None else ctypes.addressof(x) for x in feeds))
-            finished = load().bigjko_twice(*self._how(b, between, out), known, marked, applied)
-            return applied.value, self._left(finished, marked.value, out if applied.value else b, between, out)
+            call = Twice(0, *self._how(b, between, out), *parts)
+            call.known = self._known
+            return call
+
+    def knows(self, call: Twice) -> bool:
+        """Whether a call is of the blocks that there are."""
+        return call.known is self._known and [axis.tables for axis in self.axes] == self._known
+
+    def twice(self, call: Twice, b: Tensor, between: Tensor | None, out: Tensor) -> tuple[int, slice | None]:
+        """How many of the two applications were done, and what is left of the next."""
+        with _lock:
+            load().bigjko_twice(call, 0, 0, 0)
+            self.smooth = call.applied == 2
+            return call.applied, self._left(call.finished, call.marked, out if call.applied else b, between, out)
+
+    def through(self, call: Twice, use: Callable[[Parts, int], Used]) -> Used:
+        """What `use` makes of a call as compiled code, and of the address of a number that is 2 if it went through."""
+        with _lock:
+            found = use(Parts.of(load().bigjko_twice, call), ctypes.addressof(call))
+            self.smooth = call.applied == 2
+            return found
 
     def _how(self, b: Tensor, between: Tensor | None, out: Tensor) -> tuple[Any, ...]:
         tables = [axis.tables for axis in self.axes]

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .costs import Cost
 from .errors import KernelError
 from .grid import Grid
 from .pages import empty_like
-from .passes import Feed
+from .passes import Feed, Parts, Used
 
 LOG_ZERO = -math.inf
 """The logarithm of no mass, at every interface. No kernel may compute inf - inf from it."""
@@ -83,14 +84,14 @@ class GibbsKernel(ABC):
         if not out.is_contiguous():
             raise KernelError("received an out that is not contiguous, need one that is: leave out= away")
 
-    def log_apply_twice(
+    def twice(
         self,
         b: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
         feed: Feed,
         over: Feed,
         then: Feed | None = None,
-    ) -> None:
+    ) -> "Twice":
         """log_apply of b into out, and of out in place: what a response of entropic transport takes. No gradients.
 
         Args:
@@ -100,8 +101,7 @@ class GibbsKernel(ABC):
             over: makes of the first result, in place, what the second application is of.
             then: to be done afterwards.
         """
-        self.log_apply(b, out=out, feed=feed)
-        self.log_apply(out, out=out, feed=over, then=then)
+        return Twice(self, b, out, feed, over, then)
 
     def on(self, grid: Grid) -> "GibbsKernel | None":
         """The same kernel on other nodes; None from a class that does not say how, whose steps use the whole grid."""
@@ -127,6 +127,29 @@ class GibbsKernel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.grid!r}, epsilon={self.epsilon:.4g}, {self.cost!r})"
+
+
+class Twice:
+    """Does what `GibbsKernel.twice` says, as often as it is called."""
+
+    def __init__(self, kernel: GibbsKernel, b: Tensor, out: Tensor, feed: Feed, over: Feed, then: Feed | None) -> None:
+        kernel.grid.check(b, "log values")
+        kernel._check_out(out)
+        self._kernel, self._b, self._out, self._feeds = kernel, b, out, (feed, over, then)
+
+    def __call__(self) -> None:
+        """Do it."""
+        feed, over, then = self._feeds
+        self._kernel.log_apply(self._b, out=self._out, feed=feed)
+        self._kernel.log_apply(self._out, out=self._out, feed=over, then=then)
+
+    def through(self, use: Callable[[Parts, int], Used]) -> Used | None:
+        """What `use` makes of it as compiled code, which it may call while it runs; None where no code does it.
+
+        Args:
+            use: is given that, and the address of a number that is 2 afterwards if it went through.
+        """
+        return None
 
 
 class _LogApply(torch.autograd.Function):

@@ -4,7 +4,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,8 @@ class _Fitting(ctypes.Structure):
 class _Lead(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("n", "stride", "low", "high", "rising")]
 
+
+Used = TypeVar("Used")
 
 _NOT_YET = -1.0  # which no mass is
 _SHARE = 1 << 14  # nodes, as in passes.cpp
@@ -178,11 +180,16 @@ class Division(Feed):
         self._parts: Parts | None = None
 
     @property
-    def total(self) -> float | Float[Tensor, ""]:
-        """Afterwards, the sum of q log_k as it was, in float64; off the CPU a tensor, which nobody has waited for."""
+    def sums(self) -> Float[Tensor, " shares"]:
+        """Afterwards, what adds up to `total`."""
         if self._sums is None:
             raise KernelError("received no quotient yet, need whole() or a kernel that takes parts() first")
-        total = self._sums.sum()
+        return self._sums
+
+    @property
+    def total(self) -> float | Float[Tensor, ""]:
+        """Afterwards, the sum of q log_k as it was, in float64; off the CPU a tensor, which nobody has waited for."""
+        total = self.sums.sum()
         return float(total) if total.is_cpu else total
 
     def whole(self) -> None:

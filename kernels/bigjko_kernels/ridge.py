@@ -257,19 +257,14 @@ class Blend(Feed):
 
     def whole(self) -> None:
         """See Feed."""
-        self._read()
+        if self._numbers is not self._z:
+            self._numbers.copy_(self._z)
         load().bigjko_blend(self._all, self._threads)
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
         whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
-        self._read()
-        return self._parts if whole_directions else None
-
-    def _read(self) -> None:
-        """z as it is by now."""
-        if self._numbers is not self._z:
-            self._numbers.copy_(self._z)
+        return self._parts if whole_directions and self._numbers is self._z else None
 
 
 class Weighed(Weighing):

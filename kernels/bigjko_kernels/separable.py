@@ -17,20 +17,22 @@ import functools
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import fused
 from .costs import Cost, SquaredArc, geodesic
 from .errors import KernelError
 from .factors import Circle, Factor
 from .fused import FusedAxis, InTurn
-from .gibbs import LOG_ZERO, GibbsKernel
+from .gibbs import LOG_ZERO, GibbsKernel, Twice
 from .grid import Grid
 from .pages import empty
-from .passes import Feed
+from .passes import Feed, Parts, Used
 
 if TYPE_CHECKING:
     from .tritons import TritonAxis
@@ -106,33 +108,18 @@ class Separable(GibbsKernel):
             then.whole()
         return out
 
-    def log_apply_twice(
+    def twice(
         self,
         b: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
         feed: Feed,
         over: Feed,
         then: Feed | None = None,
-    ) -> None:
+    ) -> Twice:
         """See GibbsKernel: in one call of compiled code where all axes and feeds are."""
-        self.grid.check(b, "log values")
-        self._check_out(out)
-        in_turn = self._in_turn if len(self._axes) > 1 else None
-        if in_turn is None or in_turn.shares is None:
-            return super().log_apply_twice(b, out, feed, over, then)
-        first, second = feed.parts(*in_turn.shares), over.parts(*in_turn.shares)
-        if first is None or second is None or not in_turn.takes(b):
-            return super().log_apply_twice(b, out, feed, over, then)
-        last = None if then is None else then.parts(1, b.numel())
-        with _lock:
-            applied, left = in_turn.twice(b, self._room(b), out, (first, second, last))
-            if applied < 2:
-                self._finished(out if applied else b, out, left)
-        if applied == 0:
-            self.log_apply(out, out=out, feed=over)
-        if then is not None and (applied < 2 or last is None):
-            then.whole()
-        return None
+        if len(self._axes) > 1 and self._in_turn is not None and self._in_turn.shares is not None:
+            return _InTurnTwice(self, self._in_turn, b, out, feed, over, then)
+        return super().twice(b, out, feed, over, then)
 
     def _room(self, b: Tensor) -> Tensor | None:
         """For all axes but the first, where there are more."""
@@ -178,6 +165,60 @@ class Separable(GibbsKernel):
                 slab = end
         first(self._between.view(shape), out.view(shape))
         return out
+
+
+class _InTurnTwice(Twice):
+    """In one call, as far as that is possible."""
+
+    def __init__(
+        self, kernel: Separable, in_turn: InTurn, b: Tensor, out: Tensor, feed: Feed, over: Feed, then: Feed | None
+    ) -> None:
+        super().__init__(kernel, b, out, feed, over, then)
+        self._separable, self._in_turn = kernel, in_turn
+        self._last: Parts | None = None
+        self._call: fused.Twice | None = None
+
+    def _ready(self) -> fused.Twice | None:
+        """The call, as long as the kernel has the blocks it knows; None where feeds are not compiled, or by axes."""
+        if not self._in_turn.takes(self._b):
+            self._call = None
+        elif self._call is None or not self._in_turn.knows(self._call):
+            (feed, over, then), shares = self._feeds, self._in_turn.shares
+            assert shares is not None
+            first, second = feed.parts(*shares), over.parts(*shares)
+            self._last = None if then is None else then.parts(1, self._b.numel())
+            self._call = None
+            if first is not None and second is not None:
+                room = self._separable._room(self._b)
+                self._call = self._in_turn.prepared(self._b, room, self._out, first, second, self._last)
+        return self._call
+
+    def __call__(self) -> None:
+        """See Twice."""
+        kernel, b, out, (_, over, then) = self._separable, self._b, self._out, self._feeds
+        with _lock:
+            call = self._ready()
+            if call is not None:
+                applied, left = self._in_turn.twice(call, b, kernel._room(b), out)
+                if applied < 2:
+                    kernel._finished(out if applied else b, out, left)
+        if call is None:
+            return super().__call__()
+        if applied < 2:
+            self._call = None  # feeds that are asked for all of it have other parts
+        if applied == 0:
+            kernel.log_apply(out, out=out, feed=over)
+        if then is not None and (applied < 2 or self._last is None):
+            then.whole()
+        return None
+
+    def through(self, use: Callable[[Parts, int], Used]) -> Used | None:
+        """See Twice: not where the last time something was left to be done otherwise."""
+        with _lock:
+            call = self._ready() if self._in_turn.smooth else None
+            if call is None or (self._last is None) != (self._feeds[2] is None):
+                return None
+            return self._in_turn.through(call, use)
 
 
 def _chunk(x: Tensor) -> int:
