@@ -3,12 +3,21 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .errors import RiskError
+
+
+class Quadratic(NamedTuple):
+    """least + scale |u - centre|^2."""
+
+    scale: float
+    centre: Float[Tensor, " n"]
+    least: float
 
 
 class Loss(ABC):
@@ -52,8 +61,8 @@ class Loss(ABC):
         """g(u) + g*(z) - <z, u>: not negative, and 0 where z = grad g(u)."""
         return self.value(u, y) + self.conjugate(z, y) - z @ u
 
-    def quadratic(self, y: Float[Tensor, " n"]) -> tuple[float, Float[Tensor, " n"]] | None:
-        """Scale and centre, where g(u) = scale |u - centre|^2 but for a constant: its steps are solved faster."""
+    def quadratic(self, y: Float[Tensor, " n"]) -> Quadratic | None:
+        """g as a quadratic, if it is one: its steps are solved faster."""
         return None
 
 
@@ -103,9 +112,9 @@ class Squared(Loss):
         r = u - self.conjugate_gradient(z, y)
         return self.scale * r.dot(r)
 
-    def quadratic(self, y: Tensor) -> tuple[float, Tensor]:
+    def quadratic(self, y: Tensor) -> Quadratic:
         """See Loss."""
-        return self.scale, y
+        return Quadratic(self.scale, y, 0.0)
 
 
 @dataclass(frozen=True)
@@ -269,7 +278,11 @@ class Averaged(Loss):
         """See Loss."""
         return self.loss.gap(u, self._own(z, y), y) / 2
 
-    def quadratic(self, y: Tensor) -> tuple[float, Tensor] | None:
+    def quadratic(self, y: Tensor) -> Quadratic | None:
         """See Loss."""
         found = self.loss.quadratic(y)
-        return None if found is None else (found[0] / 2, found[1] - self.z.to(y) / (2 * found[0]))
+        if found is None:
+            return None
+        shift = self.z.to(y) / (2 * found.scale)
+        least = (found.least + found.scale * float(shift @ (2 * found.centre - shift))) / 2
+        return Quadratic(found.scale / 2, found.centre - shift, least)

@@ -10,8 +10,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import bigjko as bj
-from bigjko.jko import Entropy
+from bigjko.jko import Entropy, Scheme
 from bigjko.losses import Huber, Logistic, Loss, Squared
+from bigjko_kernels import ascent
+from bigjko_kernels.ascent import Climbed
 
 # Large single steps on small boxes: what is tested is the solver, not the flow.
 pytestmark = [
@@ -376,3 +378,37 @@ def test_a_pass_begins_where_the_last_steps_lead(monkeypatch: pytest.MonkeyPatch
     exact, _ = flow(passes=2)
     apart, lag = (float((x.masses - exact.masses).abs().sum()) for x in (found, settled))
     assert apart <= 1e-3 * lag
+
+
+@pytest.mark.parametrize("scheme", [bj.FirstOrder(), bj.SecondOrder()], ids=["first order", "second order"])
+@pytest.mark.parametrize("tau", [0.02, 0.2, 1.0])
+def test_a_climb_is_what_the_solver_does_step_by_step(
+    tau: float, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding, and by as many evaluations, but for a move it could not take, which is tried again."""
+    ends: list[Climbed | None] = []
+
+    def climb(*given: Any) -> Climbed | None:
+        ends.append(ascent.climb(*given))
+        return ends[-1]
+
+    for problem in problems(Squared(0.1), (tau,), seeds=1):
+        steps: list[list[Any]] = []
+        for how in (climb, lambda *given: None):
+            monkeypatch.setattr("bigjko.jko.dual.climb", how)
+            jko = bj.JKO(problem.risk, problem.grid, tau=tau, scheme=scheme)
+            measure, state, taken = problem.start, jko.init(problem.start), []
+            for _ in range(3):
+                taken.append(jko.step(measure, state, tau))
+                measure, state = taken[-1].measure, taken[-1].state
+            steps.append(taken)
+        repeated = sum(end.stale for end in ends if end is not None)
+        for one, other in zip(*steps, strict=True):
+            assert one.status is other.status is bj.Status.ok
+            # Both end within a residual of 1e-9, and d carries what is left from step to step.
+            assert float((one.measure.masses - other.measure.masses).abs().sum()) <= 1e-7
+            assert float((one.outputs - other.outputs).abs().max()) <= 1e-7
+            assert one.stats["residual"] <= 1e-9
+        counts = [sum(taken.stats["evaluations"] for taken in flow) for flow in steps]
+        assert counts[0] <= counts[1] + repeated + 1  # a residual just at its goal
+    assert ascent.load() is None or any(end is not None and not end.stale for end in ends)

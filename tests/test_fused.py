@@ -4,6 +4,7 @@ That it agrees with the oracle on every grid, cost and input is test_kernels.py'
 """
 
 import copy
+import ctypes
 import math
 import os
 import pickle
@@ -355,6 +356,56 @@ def test_two_applications_at_once_are_one_after_the_other(name: str, dtype: torc
         assert torch.equal(seen[0], expected)
         size = float((q * expected.nan_to_num(0.0, 0.0, 0.0)).abs().double().sum()) + abs(float(over.total))
         assert float(over.total) == pytest.approx(float(division.total), abs=1e-14 * size)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 2e-5])
+@pytest.mark.parametrize("name", FED)
+def test_two_applications_can_be_had_as_often_as_their_arrays_change(name: str, epsilon: float) -> None:
+    """By one object: as itself, as compiled code, and after what could not be done at once."""
+    grid = Grid(FED[name])
+    generator = torch.Generator().manual_seed(grid.size)
+    x, log_q, q, b, out = (torch.zeros(grid.shape, dtype=torch.float64) for _ in range(5))
+    kernel, sums = Separable(grid, epsilon), list[Tensor]()
+    over = passes.Division(q, log_q, out)
+    twice = kernel.twice(b, out, passes.Multiple(x, 0.3, b), over, passes.Feed(lambda: sums.append(out.clone())))
+    alone = kernel.twice(b, out, passes.Multiple(x, 0.3, b), over)
+
+    def call(make: passes.Parts, applied: int) -> int:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, *3 * [ctypes.c_long])(make.make)(make.what, 0, 0, 0)
+        return ctypes.c_long.from_address(applied).value
+
+    went, turns = list[int | None](), (False, False, True, False, True, True, False, False)
+    for turn, spiky in enumerate(turns):
+        for values in (x, log_q):
+            values.zero_()
+            for k, size in enumerate(grid.shape):
+                phase = torch.rand((), dtype=torch.float64, generator=generator)
+                values += grid.along(k, torch.cos(torch.linspace(0.0, 1.0, size, dtype=torch.float64) + phase))
+        if spiky:
+            (x if turn % 2 else log_q)[..., ::3] -= 1e4
+        q.copy_(log_q.clamp(max=5.0).exp())
+        expected, plain = torch.empty_like(x), Separable(grid, epsilon)
+        plain.log_apply(0.3 * x, out=expected)
+        value = float((q * expected).sum())
+        plain.log_apply(log_q - expected, out=expected)
+        scale = float((q * expected.nan_to_num(0.0, 0.0, 0.0)).abs().sum()) + abs(value)
+        twice()
+        torch.testing.assert_close(out, expected, rtol=1e-14, atol=1e-14)
+        assert len(sums) == turn + 1
+        assert torch.equal(sums[-1], out)
+        assert float(over.total) == pytest.approx(value, abs=1e-14 * scale)
+        assert twice.through(call) is None  # what follows is no compiled code
+        out.fill_(math.nan)
+        went.append(alone.through(call))
+        if went[-1] == 2:
+            torch.testing.assert_close(out, expected, rtol=1e-14, atol=1e-14)
+            assert float(over.total) == pytest.approx(value, abs=1e-14 * scale)
+    if name in ("line", "sheets last") or (name == "wide" and epsilon > 1e-3):  # which lack a way, or room for blocks
+        assert went == [None] * 8
+    elif epsilon < 1e-3 and name != "wide":
+        assert went == [None if spiky else 2 for spiky in turns]
+    else:
+        assert went[1:] == [2] * 7  # the first time blocks may be missing
 
 
 def test_what_follows_two_applications_is_weighed_in_the_same_call() -> None:

@@ -62,6 +62,29 @@ def test_fenchel_inequality_elsewhere(case: LossCase, first: int, second: int) -
 
 
 @every_loss
+@given(first=seeds, second=seeds)
+def test_the_gap_is_what_is_missing_to_fenchels_equality(case: LossCase, first: int, second: int) -> None:
+    loss, y, u, z = case.make(), case.labels(N), outputs(first), within(case, second)
+    parts = loss.value(u, y), loss.conjugate(z, y), -(u @ z)
+    assert abs(loss.gap(u, z, y) - sum(parts)) <= 30 * EPS * (1 + sum(x.abs() for x in parts) + (u * z).abs().sum())
+
+
+@every_loss
+@given(first=seeds, second=seeds)
+def test_a_quadratic_loss_is_one(case: LossCase, first: int, second: int) -> None:
+    """And no other says that it is."""
+    loss, y, u, z = case.make(), case.labels(N), outputs(first), within(case, second)
+    found = loss.quadratic(y)
+    assert (found is not None) == isinstance(loss.loss if isinstance(loss, Averaged) else loss, Squared)
+    if found is not None:
+        parts = float(found.scale * (u - found.centre).square().sum()), found.least, -float(loss.value(u, y))
+        assert abs(sum(parts)) <= 30 * EPS * (1 + sum(abs(x) for x in parts) + (u * z).abs().sum())
+        conjugate = z @ (found.centre + z / (4 * found.scale))
+        size = 1 + abs(conjugate) + abs(found.least) + (z * found.centre).abs().sum()
+        assert abs(conjugate - found.least - loss.conjugate(z, y)) <= 50 * EPS * size
+
+
+@every_loss
 @given(seed=seeds)
 def test_conjugate_derivatives_are_those_of_the_conjugate(case: LossCase, seed: int) -> None:
     loss, y = case.make(), case.labels(N)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bigjko_kernels.ascent import Climbed, Evaluation, Rules, climb, learn
+from bigjko_kernels.ascent import Climbed, Evaluation, Point, Rules, climb, learn
 from bigjko_kernels.passes import Feed, Parts, Weighing
 from bigjko_kernels.sums import parts
 
@@ -23,24 +23,6 @@ from ..errors import StepError
 from ..status import Status
 from .box import DualBox, largest
 from .problem import Solution, Solve, StepProblem, StepSolver
-
-
-@dataclass(frozen=True, eq=False)
-class _Point:
-    """The dual at z: gradient is grad D / tau = M p - grad g*(z). log p lies in the room, the last point's alone.
-
-    residual is that of the box; rounding is what the dtype leaves uncertain in log p: 4 ulp of the largest exponents at
-    nodes that carry mass. gap and onward are what a Solution says of it, where they are known already.
-    """
-
-    z: Tensor
-    value: float
-    gradient: Tensor
-    outputs: Tensor
-    residual: float
-    rounding: float = 0.0
-    gap: float | None = None
-    onward: Tensor | None = None
 
 
 def foreseen(box: DualBox, z: Float[Tensor, " n"], B: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -102,19 +84,19 @@ class DualSolver(StepSolver):
         box, device = problem.box, problem.q.device
         z, curvature = box.inside(z0.cpu()), curvature.cpu()
         cheap = problem.energy.features.gram_work <= _CHEAP * problem.q.numel()
-        point, evaluations, B, pairs, stale = None, 0, curvature, list[tuple[Tensor, Tensor]](), False
-        far = _FAR_OFF if cheap else math.inf
-        climbed = dual.climb(z, B, Rules(rtol, self.rtol, far, _NOISE, box.force, self.max_evaluations, _PATIENCE))
-        if climbed is not None:
-            point, evaluations, B, pairs, stale = climbed
-        for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
-            if point is not None:
-                break
-            point, evaluations = dual.at(z), 1
-            z = box.inside(z / 2)
-        if point is None:
+        rules = Rules(
+            tolerance=rtol,
+            good=self.rtol,
+            far=_FAR_OFF if cheap else math.inf,
+            noise=_NOISE,
+            force=box.force,
+            budget=self.max_evaluations,
+            turns=_PATIENCE,
+        )
+        begun = dual.begun(z, curvature, rules)
+        if begun is None:
             return _failed(problem, z.to(device), curvature.to(device))
-
+        point, evaluations, B, pairs, stale = begun
         while True:
             residual, tolerance = point.residual, max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
@@ -158,13 +140,13 @@ class DualSolver(StepSolver):
         u, z, onward, B = (x.to(device) for x in (u, z, onward, B))
         return Solution(problem.room.log_p, u, z, onward, B, evaluations, residual, gap, status)
 
-    def _newton(self, box: DualBox, B: Tensor, point: _Point) -> Tensor:
+    def _newton(self, box: DualBox, B: Tensor, point: Point) -> Tensor:
         """The move at a point, with B for what transport adds to the dual's curvature."""
         return box.newton_move(B, box.loss.conjugate_curvature(point.z, box.y), point.gradient, point.z)
 
     def _search(
-        self, dual: "_Dual", box: DualBox, point: _Point, direction: Tensor, budget: int
-    ) -> tuple[_Point | None, int]:
+        self, dual: "_Dual", box: DualBox, point: Point, direction: Tensor, budget: int
+    ) -> tuple[Point | None, int]:
         """A step along which D has not yet turned down by more than half its first slope.
 
         The test is on slopes: near the top, values of D differ by less than their rounding, slopes do not.
@@ -207,7 +189,7 @@ class _Dual:
             problem.log_q, q, tilt, problem.d, problem.tau, room.work, room.log_p, self._weighed
         )
 
-    def at(self, z: Tensor) -> _Point | None:
+    def at(self, z: Tensor) -> Point | None:
         """D and its gradient at z, or None where the growing mass makes it infinite. Its log p fills the room."""
         self._z.copy_(z)
         response = self._respond()
@@ -220,29 +202,31 @@ class _Dual:
             outputs, value = torch.cat([u, torch.as_tensor(value).reshape(1)]).to(z.device).split([len(y), 1])
         value = float(value) - self._tau * float(loss.conjugate(z, y))
         residual, rounding = self._box.residual(z, outputs), self._weighed.rounding
-        return _Point(z, value, outputs - loss.conjugate_gradient(z, y), outputs, residual, rounding)
+        return Point(z, outputs, outputs - loss.conjugate_gradient(z, y), value, residual, rounding)
 
-    def climb(
-        self, z: Tensor, B: Tensor, rules: Rules
-    ) -> tuple[_Point, int, Tensor, list[tuple[Tensor, Tensor]], bool] | None:
-        """As far as compiled code gets up from z by whole moves, and by how many evaluations; None where none can.
+    def begun(self, z: Tensor, B: Tensor, rules: Rules) -> Climbed | None:
+        """From z as far as a climb gets; where there is none, the first point at which D is finite, or None."""
+        climbed = self._climb(z, B, rules)
+        if climbed is not None:
+            return climbed
+        for _ in range(_HALVINGS):  # growing mass bounds the dual: shrink the start until it is feasible
+            point = self.at(z)
+            if point is not None:
+                return Climbed(point, 1, B, [], False)
+            z = self._box.inside(z / 2)
+        return None
 
-        With B and the pairs it has learned from by then, and whether the room holds the log p of another point.
-        """
+    def _climb(self, z: Tensor, B: Tensor, rules: Rules) -> Climbed | None:
+        """As far as compiled code gets up from z by whole moves; None where there is none for this problem."""
         quadratic = self._box.quadratic
         if quadratic is None or self._weighed.matters:
             return None
-        scale, centre = quadratic
         self._z.copy_(z)
 
         def use(evaluation: Evaluation) -> Climbed | None:
-            return climb(evaluation, self._z, self._weighed.sums.outputs, scale, centre, self._tau, B, rules)
+            return climb(evaluation, self._z, self._weighed.sums.outputs, quadratic, self._tau, B, rules)
 
-        found = self._respond.through(use)
-        if found is None:
-            return None
-        here = _Point(found.z, found.value, found.gradient, found.outputs, found.residual, 0.0, found.gap, found.onward)
-        return here, found.evaluations, found.B, found.pairs, found.stale
+        return self._respond.through(use)
 
 
 class _Weighed(Feed):

@@ -57,9 +57,9 @@ void learn(const double* B, const double* move, const double* change, double* ou
     }
 }
 
-// g(u) = scale |u - centre|^2, but for a constant.
-struct Squared {
-    double scale;
+// g(u) = least + scale |u - centre|^2.
+struct Quadratic {
+    double scale, least;
     const double* centre;
 };
 
@@ -82,7 +82,7 @@ struct Point {
 // See ascent.py.
 struct Climb {
     Evaluation at;
-    Squared g;
+    Quadratic g;
     double tau, tolerance, good, far, noise, force, least;
     long n, budget, turns;
     double *B, *point, *pairs;
@@ -96,7 +96,7 @@ struct Climb {
         found.z.assign(z, z + n);
         found.u.assign(at.u, at.u + n);
         found.gradient.resize(n);
-        double worst = 0, size = force, sum = 0, conjugate = 0;
+        double worst = 0, size = force, sum = 0, conjugate = -g.least;
         for (long i = 0; i < n; ++i) {
             const double slope = z[i] / (2 * g.scale);
             found.gradient[i] = found.u[i] - (g.centre[i] + slope);

@@ -21,7 +21,7 @@ class _Climb(Structure):
         ("evaluate", Parts),
         *((name, c_void_p) for name in ("applied", "z", "outputs", "sums")),
         ("shares", c_long),
-        *((name, c_double) for name in ("worth", "scale")),
+        *((name, c_double) for name in ("worth", "scale", "lowest")),
         ("centre", c_void_p),
         *((name, c_double) for name in ("tau", "tolerance", "good", "far", "noise", "force", "least")),
         *((name, c_long) for name in ("n", "budget", "turns")),
@@ -120,28 +120,41 @@ class Rules(NamedTuple):
     turns: int
 
 
+class Point(NamedTuple):
+    """The dual at z.
+
+    Attributes:
+        z, outputs: the point, and M p there.
+        gradient: of the dual over tau, M p - grad g*(z).
+        value: of the dual.
+        residual: max |z - grad g(M p)|, relative.
+        rounding: what the dtype leaves uncertain in log p, which no residual gets below.
+        gap: tau [g(M p) + g*(z) - <z, M p>], where it is known.
+        onward: where it is known, the point a Newton move further, or z where the residual leaves none to take.
+    """
+
+    z: Float[Tensor, " n"]
+    outputs: Float[Tensor, " n"]
+    gradient: Float[Tensor, " n"]
+    value: float
+    residual: float
+    rounding: float = 0.0
+    gap: float | None = None
+    onward: Float[Tensor, " n"] | None = None
+
+
 class Climbed(NamedTuple):
     """Where a climb ended.
 
     Attributes:
-        z, outputs, gradient: the point, M p there, and the dual's gradient over tau.
-        onward: a Newton move further, where it is done and the residual leaves one to take.
-        value: of the dual.
-        residual: max |z - grad g(M p)|, relative.
-        gap: tau [g(M p) + g*(z) - <z, M p>].
+        point: there.
         evaluations: that went through.
         B: with what was learned.
         pairs: what it learned from: moves, and the changes of -M p.
         stale: whether what the last evaluation left is that of another point.
     """
 
-    z: Float[Tensor, " n"]
-    outputs: Float[Tensor, " n"]
-    gradient: Float[Tensor, " n"]
-    onward: Float[Tensor, " n"]
-    value: float
-    residual: float
-    gap: float
+    point: Point
     evaluations: int
     B: Float[Tensor, "n n"]
     pairs: list[tuple[Float[Tensor, " n"], Float[Tensor, " n"]]]
@@ -152,13 +165,12 @@ def climb(
     at: Evaluation,
     z: Float[Tensor, " n"],
     outputs: Float[Tensor, " n"],
-    scale: float,
-    centre: Float[Tensor, " n"],
+    g: tuple[float, Float[Tensor, " n"], float],
     tau: float,
     B: Float[Tensor, "n n"],
     rules: Rules,
 ) -> Climbed | None:
-    """Newton moves up -tau g*(z) + min over p, g(u) = scale |u - centre|^2, as long as each is taken as it is.
+    """Newton moves up -tau g*(z) + min over p, g(u) = least + scale |u - centre|^2, as long as each is as it comes.
 
     It ends where the rules say, and before a move that would have to be shortened, or an evaluation that does not go
     through: from there the caller goes on. All of it is one call: on grids of 10^5 nodes what is done in Python
@@ -168,7 +180,7 @@ def climb(
         at: evaluates.
         z: where it begins; what an evaluation reads, and changed.
         outputs: where it leaves M p.
-        scale, centre: see above.
+        g: its scale, centre and least value.
         tau: the time step.
         B: near -d M p / d z.
         rules: see there.
@@ -176,13 +188,24 @@ def climb(
     Returns:
         None where nothing could be evaluated, or no code is compiled for so many z.
     """
-    n = len(z)
+    n, (scale, centre, lowest) = len(z), g
     if (library := _compiled(B, z, outputs, centre)) is None:
         return None
     B, point, pairs = B.clone(), torch.empty(4, n, dtype=B.dtype), torch.empty(rules.turns, 2, n, dtype=B.dtype)
     known = _Climb(
         *(at.call, at.applied, z.data_ptr(), outputs.data_ptr(), at.sums.data_ptr(), len(at.sums), at.worth),
-        *(scale, centre.data_ptr(), tau, rules.tolerance, rules.good, rules.far, rules.noise, rules.force, _LEAST),
+        *(
+            scale,
+            lowest,
+            centre.data_ptr(),
+            tau,
+            rules.tolerance,
+            rules.good,
+            rules.far,
+            rules.noise,
+            rules.force,
+            _LEAST,
+        ),
         *(n, rules.budget, rules.turns, B.data_ptr(), point.data_ptr(), pairs.data_ptr()),
     )
     library.bigjko_climb(byref(known))
@@ -190,5 +213,5 @@ def climb(
         return None
     taken = [(pairs[k, 0], pairs[k, 1]) for k in range(known.learned)]
     z, outputs, gradient, onward = point.unbind()
-    numbers = known.value, known.residual, known.gap, known.evaluations
-    return Climbed(z, outputs, gradient, onward, *numbers, B, taken, bool(known.stale))
+    here = Point(z, outputs, gradient, known.value, known.residual, 0.0, known.gap, onward)
+    return Climbed(here, known.evaluations, B, taken, bool(known.stale))
