@@ -45,19 +45,15 @@ class Response:
     rest: OnGrid
 
 
-class Respond:
-    """Responds to what h is by now, as often as it is called; None where the minimum is not finite.
+class Respond(ABC):
+    """Responds to what h is by now, as often as it is called.
 
-    Args:
-        answer: does so.
+    No cycle of references may hold its arrays: memory is used again as soon as a step lets go of it.
     """
 
-    def __init__(self, answer: Callable[[], Response | None]) -> None:
-        self._answer = answer
-
+    @abstractmethod
     def __call__(self) -> Response | None:
-        """The response."""
-        return self._answer()
+        """The response; None where the minimum is not finite."""
 
     def through(self, use: Callable[[Evaluation], Used]) -> Used | None:
         """What `use` makes of it as compiled code, which it may call while it runs; None where no code does it."""
@@ -199,12 +195,12 @@ class _Balanced(Respond):
     """Two applications, and worth times what is summed between them for the value."""
 
     def __init__(self, twice: Twice, over: Division, worth: float, out: OnGrid, work: OnGrid) -> None:
-        self._twice, self._over, self._worth = twice, over, worth
-        super().__init__(lambda: self._responded(out, work))
+        self._twice, self._over, self._worth, self._out, self._work = twice, over, worth, out, work
 
-    def _responded(self, out: OnGrid, work: OnGrid) -> Response:
+    def __call__(self) -> Response:
+        """See Respond."""
         self._twice()
-        return Response(self._worth * self._over.total, out, work)
+        return Response(self._worth * self._over.total, self._out, self._work)
 
     def through(self, use: Callable[[Evaluation], Used]) -> Used | None:
         """See Respond."""
@@ -266,6 +262,17 @@ class Scaled(Transport):
     def refitting(self, share: float) -> Rule:
         """That of v."""
         return self.unit.refitting(share)
+
+
+class _Made(Respond):
+    """By a function."""
+
+    def __init__(self, answer: Callable[[], Response | None]) -> None:
+        self._answer = answer
+
+    def __call__(self) -> Response | None:
+        """See Respond."""
+        return self._answer()
 
 
 class WassersteinFisherRao(Transport):
@@ -332,7 +339,7 @@ class WassersteinFisherRao(Transport):
                 then.whole()
             return found
 
-        return Respond(respond)
+        return _Made(respond)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""

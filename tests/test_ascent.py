@@ -228,6 +228,13 @@ def test_a_climb_leaves_to_others_what_is_not_ordinary() -> None:
         none = Slope(matrix(5)).climb(B)
         assert none is not None
         assert (none.evaluations, none.stale) == (1, False)
+    flat = Slope(matrix(5))  # at its top, where z and grad g(0) are 0
+    flat.z0.zero_()
+    flat.centre.zero_()
+    level = flat.climb(flat.A, force=0.0)
+    assert level is not None
+    assert level.point.residual == 0.0
+
     nan = (slope := Slope(matrix(5), bent=math.nan)).climb(slope.A)
     assert nan is not None
     assert math.isnan(nan.point.residual)

@@ -1,6 +1,7 @@
 """Steps on the box that holds the mass: the answer of the whole grid, at the cost of the box."""
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 
@@ -271,3 +272,38 @@ def test_the_contract_of_a_transport(d: int) -> None:
     for _ in range(60):
         fit = transport.debias(fit, q)
     assert float((transport.reproduced(fit, torch.empty_like(fit)) - q).abs().max()) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["lifted", "logistic", "projected", "plain", "potential", "float32"])
+def test_a_step_lets_go_of_its_arrays_without_the_garbage_collector(name: str) -> None:
+    """Which sees no sizes, and seldom runs: in cycles of references arrays of N would pile up, one set a step."""
+    way = bj.neurons.Projected() if name == "projected" else bj.neurons.Lifted()
+    X, y = torch.tensor([[1.0, 0.5], [-0.5, 1.0]], dtype=F64), torch.tensor([1.0, -1.0], dtype=F64)
+    if name == "potential":
+        energy: bj.energy.Energy = bj.Potential(lambda x: x.square().sum(1) / 2)
+    else:
+        energy = bj.Risk(X, y, way, loss=bj.losses.Logistic() if name == "logistic" else bj.losses.Squared())
+    grid = way.grid(64, 2) if name == "projected" else way.grid(16, 2)
+    if name == "float32":
+        grid = grid.to(dtype=torch.float32)
+        energy = bj.Risk(X.float(), y.float(), way)
+    jko = bj.JKO(energy, grid, tau=0.05, entropy=bj.Plain() if name == "plain" else bj.Debiased())
+    start = bj.GridMeasure.uniform(grid) if name == "projected" else bj.GridMeasure.gaussian(grid, mean=0.0, std=0.6)
+    measure, state = start, jko.init(start)
+    for _ in range(2):  # what is kept from step to step is there
+        taken = jko.step(measure, state, 0.05)
+        measure, state = taken.measure, taken.state
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            taken = jko.step(measure, state, 0.05)
+            measure, state = taken.measure, taken.state
+        gc.collect()
+        left = [tuple(x.shape) for x in gc.garbage if isinstance(x, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

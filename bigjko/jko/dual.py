@@ -205,7 +205,10 @@ class _Dual:
         return Point(z, outputs, outputs - loss.conjugate_gradient(z, y), value, residual, rounding)
 
     def begun(self, z: Tensor, B: Tensor, rules: Rules) -> Climbed | None:
-        """From z as far as a climb gets; where there is none, the first point at which D is finite, or None."""
+        """From z as far as a climb gets; where there is none, the first point at which D is finite, or None.
+
+        A move that a climb could not take is evaluated again by whoever shortens it.
+        """
         climbed = self._climb(z, B, rules)
         if climbed is not None:
             return climbed
@@ -221,9 +224,9 @@ class _Dual:
         quadratic = self._box.quadratic
         if quadratic is None or self._weighed.matters:
             return None
-        self._z.copy_(z)
 
         def use(evaluation: Evaluation) -> Climbed | None:
+            self._z.copy_(z)
             return climb(evaluation, self._z, self._weighed.sums.outputs, quadratic, self._tau, B, rules)
 
         return self._respond.through(use)

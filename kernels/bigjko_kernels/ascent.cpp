@@ -96,7 +96,7 @@ struct Climb {
         found.z.assign(z, z + n);
         found.u.assign(at.u, at.u + n);
         found.gradient.resize(n);
-        double worst = 0, size = force, sum = 0, conjugate = -g.least;
+        double worst = 0, size = std::max(force, 1e-300), sum = 0, conjugate = -g.least;
         for (long i = 0; i < n; ++i) {
             const double slope = z[i] / (2 * g.scale);
             found.gradient[i] = found.u[i] - (g.centre[i] + slope);

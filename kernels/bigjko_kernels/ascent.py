@@ -103,7 +103,7 @@ class Rules(NamedTuple):
 
     Attributes:
         tolerance: of the residual: done.
-        good: of the residual: from here, a Newton move further is none.
+        good: of the residual: at or below it no Newton move further is looked for.
         far: of the residual: beyond, B is not worth a move.
         noise: of values, relative to 1 and their own size.
         force: the residual is relative to the larger of this and max |z|.

@@ -291,6 +291,7 @@ class InTurn:
     def through(self, call: Twice, use: Callable[[Parts, int], Used]) -> Used:
         """What `use` makes of a call as compiled code, and of the address of a number that is 2 if it went through."""
         with _lock:
+            call.applied = 2  # as long as it is not called
             found = use(Parts.of(load().bigjko_twice, call), ctypes.addressof(call))
             self.smooth = call.applied == 2
             return found

@@ -128,10 +128,13 @@ class Weighing(Feed):
     """
 
     def __init__(self, weigh: Callable[[], Tensor]) -> None:
-        super().__init__(self._keep)
-        self._weigh, self._outputs = weigh, None
+        self._weigh, self._outputs = weigh, None  # no method of its own as `whole`: a cycle would hold its arrays
 
     _outputs: Tensor | None
+
+    def whole(self) -> None:
+        """See Feed."""
+        self._outputs = self._weigh()
 
     @property
     def outputs(self) -> Float[Tensor, " n"]:
@@ -139,9 +142,6 @@ class Weighing(Feed):
         if self._outputs is None:
             raise KernelError("received nothing to weigh yet, need whole() or a kernel that takes parts() first")
         return self._outputs
-
-    def _keep(self) -> None:
-        self._outputs = self._weigh()
 
 
 def masses(log_p: Float[Tensor, "*grid"], out: Tensor | None = None) -> Float[Tensor, "*grid"]:
@@ -176,8 +176,8 @@ class Division(Feed):
 
     def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
         self._q, self._log_q, self._log_k = q, log_q, log_k
-        self._sums: Tensor | None = None
-        self._parts: Parts | None = None
+        self._sums: Tensor | None = None  # those asked for last
+        self._made: dict[int, tuple[Parts, Tensor]] = {}
 
     @property
     def sums(self) -> Float[Tensor, " shares"]:
@@ -205,14 +205,16 @@ class Division(Feed):
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
-        if self._parts is None or self._sums is None or len(self._sums) != shares:
+        if shares not in self._made:
             arrays = (self._q, self._log_q, self._log_k)
             if (library := _compiled(*arrays)) is None:
                 return None
-            self._sums = torch.empty(shares, dtype=torch.float64)
-            places = (x.data_ptr() for x in (*arrays, self._sums))
-            self._parts = Parts.of(library.bigjko_divide, _Division(*places, self._q.dtype == torch.float32))
-        return self._parts
+            sums = torch.empty(shares, dtype=torch.float64)
+            places = (x.data_ptr() for x in (*arrays, sums))
+            known = _Division(*places, self._q.dtype == torch.float32)
+            self._made[shares] = Parts.of(library.bigjko_divide, known), sums
+        made, self._sums = self._made[shares]
+        return made
 
 
 class Look:

@@ -175,22 +175,23 @@ class _InTurnTwice(Twice):
     ) -> None:
         super().__init__(kernel, b, out, feed, over, then)
         self._separable, self._in_turn = kernel, in_turn
-        self._last: Parts | None = None
+        self._parts: tuple[Parts | None, Parts | None, Parts | None] = (None, None, None)
         self._call: fused.Twice | None = None
 
     def _ready(self) -> fused.Twice | None:
         """The call, as long as the kernel has the blocks it knows; None where feeds are not compiled, or by axes."""
-        if not self._in_turn.takes(self._b):
-            self._call = None
-        elif self._call is None or not self._in_turn.knows(self._call):
-            (feed, over, then), shares = self._feeds, self._in_turn.shares
-            assert shares is not None
-            first, second = feed.parts(*shares), over.parts(*shares)
-            self._last = None if then is None else then.parts(1, self._b.numel())
-            self._call = None
-            if first is not None and second is not None:
-                room = self._separable._room(self._b)
-                self._call = self._in_turn.prepared(self._b, room, self._out, first, second, self._last)
+        (feed, over, then), shares = self._feeds, self._in_turn.shares
+        if shares is None or not self._in_turn.takes(self._b):
+            return None
+        first, second = feed.parts(*shares), over.parts(*shares)
+        last = None if then is None else then.parts(1, self._b.numel())
+        if first is None or second is None:
+            return None
+        known = self._call if (first, second, last) == self._parts else None
+        if known is None or not self._in_turn.knows(known):
+            room = self._separable._room(self._b)
+            known = self._in_turn.prepared(self._b, room, self._out, first, second, last)
+        self._call, self._parts = known, (first, second, last)
         return self._call
 
     def __call__(self) -> None:
@@ -204,11 +205,9 @@ class _InTurnTwice(Twice):
                     kernel._finished(out if applied else b, out, left)
         if call is None:
             return super().__call__()
-        if applied < 2:
-            self._call = None  # feeds that are asked for all of it have other parts
         if applied == 0:
             kernel.log_apply(out, out=out, feed=over)
-        if then is not None and (applied < 2 or self._last is None):
+        if then is not None and (applied < 2 or self._parts[2] is None):
             then.whole()
         return None
 
@@ -216,7 +215,7 @@ class _InTurnTwice(Twice):
         """See Twice: not where the last time something was left to be done otherwise."""
         with _lock:
             call = self._ready() if self._in_turn.smooth else None
-            if call is None or (self._last is None) != (self._feeds[2] is None):
+            if call is None or (self._parts[2] is None) != (self._feeds[2] is None):
                 return None
             return self._in_turn.through(call, use)
 
