@@ -274,6 +274,7 @@ def test_the_contract_of_a_transport(d: int) -> None:
     assert float((transport.reproduced(fit, torch.empty_like(fit)) - q).abs().max()) <= 1e-9
 
 
+@pytest.mark.filterwarnings("ignore::bigjko.BoundaryMassWarning")  # a small box
 @pytest.mark.parametrize("name", ["lifted", "logistic", "projected", "plain", "potential", "float32"])
 def test_a_step_lets_go_of_its_arrays_without_the_garbage_collector(name: str) -> None:
     """Which sees no sizes, and seldom runs: in cycles of references arrays of N would pile up, one set a step."""
