@@ -78,6 +78,43 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(
     assert abs(estimate - peak) <= 0.25 * peak
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "n"),
+    [
+        ((128, 128, 128), torch.float64, 20),
+        ((256, 256, 256), torch.float32, 50),
+        ((112, 112, 112), torch.float64, 200),
+        ((2000, 2000), torch.float64, 50),
+        ((4096, 4096), torch.float32, 10),
+    ],
+    ids=lambda case: f"{case}-cuda",
+)
+def test_the_estimate_on_a_gpu_is_within_a_quarter_of_the_peak(
+    shape: tuple[int, ...], dtype: torch.dtype, n: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = torch.device("cuda")
+    X, y = (torch.randn(*size, dtype=dtype, device=device) for size in ((n, len(shape) - 1), (n,)))
+    risk = bj.Risk(X, y, loss=bj.losses.Squared(scale=1 / n))
+
+    def step(shape: tuple[int, ...]) -> int:
+        grid = bj.Grid.uniform([-3.0] * len(shape), [3.0] * len(shape), shape, dtype=dtype, device=device)
+        start, jko = bj.GridMeasure.gaussian(grid, 0.0, 0.8), bj.JKO(risk, grid, tau=0.01)
+        jko.step(start, jko.init(start), 0.01)
+        return jko.memory
+
+    step((32,) * len(shape))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    estimate = step(shape)
+    peak = torch.cuda.max_memory_allocated() - before
+    with capsys.disabled():
+        print(f"\n  {shape} {dtype} n={n}: estimate {memory.gib(estimate)}, peak {memory.gib(peak)}", end="")  # noqa: T201
+    assert abs(estimate - peak) <= 0.25 * peak
+
+
 # The same for particles.
 NEURONS = """
 import re, sys

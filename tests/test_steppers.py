@@ -1,6 +1,9 @@
 """What every stepper owes: its order, its law of mass, a falling risk, purity, and resuming from its state."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +89,41 @@ def test_what_a_step_reports_is_what_its_measure_gives(name: str) -> None:
     assert step.dt == 0.07
     assert torch.allclose(step.outputs, stepper.energy.outputs(step.measure), rtol=1e-12, atol=1e-12)
     assert float(step.risk) == pytest.approx(float(stepper.energy.value(step.measure)), rel=1e-12)
+
+
+def moved(stepper: Any, device: torch.device) -> Any:
+    """The same stepper for measures on another device."""
+    if isinstance(stepper, bj.Adaptive):
+        return replace(stepper, stepper=moved(stepper.stepper, device))
+    if isinstance(stepper, bj.Widening):
+        return replace(stepper, jko=moved(stepper.jko, device))
+    there = {"energy": stepper.energy.to(device=device)}
+    return replace(stepper, **there | ({"grid": stepper.grid.to(device=device)} if isinstance(stepper, bj.JKO) else {}))
+
+
+def in_space(tau: float) -> tuple[bj.JKO, bj.GridMeasure]:
+    """40^3 nodes, twelve data, weight decay: windows of tiles on three axes."""
+    X, y = torch.randn(12, 2).double(), torch.randn(12).double()
+    grid = bj.neurons.Lifted().grid(40, 2, radius=2.5)
+    return bj.JKO(bj.Risk(X, y, weight_decay=0.01), grid, tau=tau), bj.GridMeasure.gaussian(grid, 0.1, 0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(pytest.param(case.make, id=f"{name}-cuda") for name, case in STEPPERS.items()),
+        pytest.param(in_space, id="cuda"),
+    ],
+)
+def test_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[float], tuple[Any, Any]]) -> None:
+    """Three steps, to what the solvers' tolerances leave (1e-8 to 1e-6 in outputs of order 1)."""
+    stepper, start = make(0.1)
+    there = torch.empty(0, device="cuda").device
+    here, far = bj.evolve(stepper, start, 0.3), bj.evolve(moved(stepper, there), start.to(device=there), 0.3)
+    assert far.outputs.device.type == "cpu" or far.outputs.device == there
+    assert float((far.outputs.cpu() - here.outputs).abs().max()) <= 1e-6
+    assert torch.allclose(far.masses.cpu(), here.masses, rtol=1e-6)
 
 
 def descent(m: int, dtype: torch.dtype = torch.float64) -> tuple[bj.GradientDescent, bj.ParticleMeasure]:
