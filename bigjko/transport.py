@@ -156,8 +156,9 @@ class Balanced(Transport):
     @cached_property
     def _scale(self) -> float:
         """log of cell volume over that of the kernel's row, the least of all nodes: rows at the edge of a box lack."""
-        weights = self.kernel.grid.log_weights.contiguous()
-        return float((weights - self.kernel.log_apply(weights)).min())
+        weights = self.kernel.grid.log_weights
+        row = weights.clone(memory_format=torch.contiguous_format)
+        return -float(self.kernel.log_apply(row, out=row).sub_(weights).max())
 
     def responding(
         self,

@@ -657,6 +657,19 @@ def test_costs_keep_their_digits_near_the_diagonal(cost: SquaredArc | HellingerK
         assert float((cost(x, y).double() - expected).abs() / expected) <= u * (10 + 2 / float(omega))
 
 
+@pytest.mark.parametrize("digits", range(1, 8))
+def test_the_cone_cost_keeps_its_digits_near_the_cut(digits: int, dtype: torch.dtype) -> None:
+    """On angles as they are rounded: the cosine is what they leave of pi/2, which has 6.1e-17 beyond float64."""
+    angle = (torch.tensor(math.pi / 2, dtype=torch.float64) - 10.0**-digits).to(dtype)
+    left = math.pi / 2 - angle.double() + 6.123233995736766e-17
+    if not 1e-7 < left < 1:  # float32 has rounded it to the cut, or beyond
+        return
+    expected = -2 * left.sin().log()
+    assert float(HellingerKantorovich(1.0)._at(angle).double() / expected - 1) == pytest.approx(
+        0, abs=4 * torch.finfo(dtype).eps
+    )
+
+
 def test_the_cone_cost_beyond_the_cut_is_one_large_number() -> None:
     cost = HellingerKantorovich(1.0)
     x = torch.tensor([1.0, 0.0], dtype=torch.float64)

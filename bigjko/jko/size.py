@@ -14,8 +14,8 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
     On lines, and on a cone over a circle of 768 directions or more, within 25% (tested).
 
     Seven arrays of N: log q and q, d, the step's two, and d of two passes; one for V where there is any; and in float64
-    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more. On a GPU the
-    kernel keeps the costs of each axis, and what is greatest in every tile of 16.
+    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more. On a GPU (within
+    25%, too) the kernel keeps the costs of each axis and what is greatest in every tile of 16, and temporaries are large.
 
     Args:
         energy: its data, whether V is not zero, whether mass is kept, and the cost, which decides on the kernel.
@@ -36,7 +36,8 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
         tables = _bands(sheet[0], sheet[1], N) if Circulant.takes(grid, cost) else _TILES * N
     elif grid.device.type == "cuda":
         tops = max((8 * N // shape[k] * (shape[k] // 16 + 1) for k in axes), default=0)
-        tables = sum(_table_on_gpus(shape[k], N) for k in axes) + tops + _FIXED_ON_GPUS
+        slabs = 8 * min(N, _SLAB_ON_GPUS) if len(axes) > 2 else 0
+        tables = sum(_table_on_gpus(shape[k], N) for k in axes) + tops + max(slabs, 3 * item * min(N, _PART_ON_GPUS))
     else:
         tables = sum(_table(shape[k], N) for k in axes)
     return N * (arrays * item + (8 if len(axes) > 1 or not lines else 0)) + tables + 8 * _MATRICES * n**2 + _FIXED
@@ -61,4 +62,5 @@ def _bands(n: int, m: int, N: int) -> int:
 _TILES = 600  # bytes a node for the pairs of tiles of a sphere, or where a cost is joint
 _MATRICES = 8  # n x n: the curvature, its update, a factorisation and their temporaries
 _FIXED = 24 << 20  # slabs of a kernel, parts of a sum, tiles of features
-_FIXED_ON_GPUS = 256 << 20  # the same, which are larger there
+_SLAB_ON_GPUS = 1 << 23  # nodes between two axes of three
+_PART_ON_GPUS = 1 << 22  # nodes of which a refit has three temporaries

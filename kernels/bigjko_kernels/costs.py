@@ -128,7 +128,7 @@ class SquaredArc(Cost):
         return _one_round_factor(self, grid)
 
 
-_SMALL = 0.02  # below it, eight terms of -log(1 - s) reach 3e-15
+_SMALL = 0.02  # below it, eight terms of log(1 + t) reach 3e-15
 _FLOOR = 1e-16  # cos^2 there: beyond the cut angle the cost is 36.8, which is infinite for every epsilon < 1
 
 
@@ -138,7 +138,8 @@ class HellingerKantorovich(Cost):
 
     The cone over a sphere of angles `speed * Omega`. mathematics.md 1, P5: speed = 1/sqrt(2) for the balanced
     projection, whose radius moves sqrt(2) times as fast as its angle; speed = 1 on S^d for any start.
-    Written as -log(1 - sin^2), with a series where sin^2 is small: float32 keeps its digits near the diagonal.
+    Written as log(1 + tan^2), with a series where tan^2 is small: float32 keeps its digits near the diagonal, and both
+    dtypes theirs near the cut, where 1 - sin^2 cancels.
     Beyond the cut angle the value is 36.8 rather than infinity, so that no kernel sees inf - inf.
     """
 
@@ -154,13 +155,13 @@ class HellingerKantorovich(Cost):
         return self._at(_angle(x, y))
 
     def _at(self, angle: Any) -> Any:
-        s = (angle * self.speed).clamp(0, math.pi / 2).sin() ** 2
-        small = s.clamp(0, _SMALL)
-        series = small / 8 + 1 / 7
+        x = (angle * self.speed).clamp(0, math.pi / 2)
+        t = (x.sin() / x.cos().clamp(math.sqrt(_FLOOR), 1)) ** 2
+        small = t.clamp(0, _SMALL)
+        series = 1 / 7 - small / 8
         for k in (6, 5, 4, 3, 2, 1):
-            series = series * small + 1 / k
-        rest = (1 - (s - small) / (1 - small)).clamp(_FLOOR, 1)
-        return series * small - rest.log()
+            series = 1 / k - series * small
+        return series * small + (1 + (t - small) / (1 + small)).log()
 
     def terms(self, width: int) -> tuple[Term, ...]:
         """The cost at the angle of a chord."""
