@@ -17,7 +17,8 @@ from torch import Tensor
 from bigjko_kernels import GibbsKernel
 from bigjko_kernels.ascent import Evaluation
 from bigjko_kernels.gibbs import Twice
-from bigjko_kernels.passes import Division, Feed, Multiple, Rule, Used
+from bigjko_kernels.pages import empty_like
+from bigjko_kernels.passes import Combination, Damped, Division, Feed, Multiple, Reciprocal, Rule, Used
 from bigjko_kernels.sums import sum64
 
 from .errors import StepError
@@ -265,17 +266,6 @@ class Scaled(Transport):
         return self.unit.refitting(share)
 
 
-class _Made(Respond):
-    """By a function."""
-
-    def __init__(self, answer: Callable[[], Response | None]) -> None:
-        self._answer = answer
-
-    def __call__(self) -> Response | None:
-        """See Respond."""
-        return self._answer()
-
-
 class WassersteinFisherRao(Transport):
     """Mass grows: <c, pi> + eps KL(pi | K) + KL(pi 1 | p) + KL(pi^T 1 | q), c the Hellinger-Kantorovich cost.
 
@@ -300,10 +290,6 @@ class WassersteinFisherRao(Transport):
         self.scale = scale + weights
         self._largest = float(weights.max())
 
-    def _apply(self, b: OnGrid, out: OnGrid) -> OnGrid:
-        """K but for its scale on the outputs' side."""
-        return self.kernel.log_apply(torch.add(b, self.scale, out=out), out=out)
-
     def neutral(self) -> OnGrid:
         """Zero."""
         return torch.zeros_like(self.scale)
@@ -320,27 +306,7 @@ class WassersteinFisherRao(Transport):
         then: Feed | None = None,
     ) -> Respond:
         """See Transport."""
-        eps, total = self.epsilon, sum64(q)
-        # Both terms are small: exp(-d) + h would round to ulp(1) / eps.
-        tilted = tilt(out, 1.0, tau, work)
-
-        def respond() -> Response | None:
-            torch.neg(d, out=out).expm1_()
-            tilted.whole()
-            grown = work
-            if not bool(grown.min() > -1):
-                return None
-            log_a = grown.log1p_().mul_(-1 / eps)
-            log_ka = self._apply(log_a, out).add_(self.scale)
-            s = torch.add(log_q, log_ka, alpha=eps).mul_(1 / (1 + eps)).exp_()
-            value = total - (1 + eps) * sum64(s)
-            log_b = torch.sub(log_q, log_ka, out=out).mul_(1 / (1 + eps))
-            found = Response(value, self._apply(log_b, out), torch.add(self.scale, log_a, alpha=1 + eps, out=log_a))
-            if then is not None:
-                then.whole()
-            return found
-
-        return _Made(respond)
+        return _Growing(self, log_q, q, tilt, d, tau, work, out, then)
 
     def feasible(self, h: OnGrid, d: OnGrid) -> bool:
         """exp(-d) + h > 0 everywhere."""
@@ -348,16 +314,61 @@ class WassersteinFisherRao(Transport):
 
     def blurred(self, d: OnGrid, out: OnGrid, then: Feed | None = None) -> OnGrid:
         """K b, b = exp(d / eps), cell volumes included."""
-        self._apply(d / self.epsilon, out).add_(self.scale)
-        if then is not None:
-            then.whole()
-        return out
+        feed = Combination(d, 1 / self.epsilon, self.scale, 1.0, out)
+        return self.kernel.log_apply(out, out=out, feed=feed, then=Combination(out, 1.0, self.scale, 1.0, out, then))
 
     def refitting(self, share: float) -> Rule:
         """r = exp(d) b K b; half a Sinkhorn update is eps / (2 (1 + eps))."""
         eps = self.epsilon
         free = Rule(1 + 1 / eps, eps / (2 * (1 + eps)))
         return free._replace(eps=eps, least=eps * (math.log(share) - self._largest)) if share else free
+
+
+class _Growing(Respond):
+    """Two applications where exp(-d) + h is positive, of what is scaled on both sides.
+
+    g = exp(-d) - 1 + h, in place of 1 + g: both terms are small, and would round to ulp(1) / eps.
+    """
+
+    def __init__(
+        self,
+        transport: WassersteinFisherRao,
+        log_q: OnGrid,
+        q: OnGrid,
+        tilt: Tilt,
+        d: OnGrid,
+        tau: float,
+        work: OnGrid,
+        out: OnGrid,
+        then: Feed | None,
+    ) -> None:
+        eps, scale, kernel = transport.epsilon, transport.scale, transport.kernel
+        self._d, self._base, self._out, self._work = d, empty_like(d), out, work
+        self._total, self._worth = float(sum64(q)), -(1 + eps)
+        self._powers = Reciprocal(tilt(self._base, 1.0, tau, work), work, scale, eps)
+        self._over = Damped(log_q, scale, out, eps)
+        rest = Combination(work, 1 + eps, scale, -eps, work, then)
+        self._applied = kernel.twice(work, out, None, self._over, rest)
+        self._at_once = kernel.twice(work, out, self._powers, self._over, rest)
+
+    def __call__(self) -> Response | None:
+        """See Respond."""
+        self._begin()
+        self._powers.whole()
+        if not self._powers.finite:
+            return None
+        self._applied()
+        return Response(self._total + self._worth * self._over.total, self._out, self._work)
+
+    def through(self, use: Callable[[Evaluation], Used]) -> Used | None:
+        """See Respond."""
+        self._begin()
+        return self._at_once.through(
+            lambda call, done: use(Evaluation(call, done, self._over.sums, self._worth, self._total))
+        )
+
+    def _begin(self) -> None:
+        torch.neg(self._d, out=self._base).expm1_()
 
 
 _BALANCING = 60  # halvings of the log scale at most; a uniform circle needs one

@@ -1,5 +1,6 @@
 """The dual solver: the scaling iteration's answer, in a handful of evaluations, with certificates."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -380,10 +381,22 @@ def test_a_pass_begins_where_the_last_steps_lead(monkeypatch: pytest.MonkeyPatch
     assert apart <= 1e-3 * lag
 
 
+def balanced(tau: float) -> Iterator[Problem]:
+    """Mass that grows, on a circle: at tau = 1 with the wall of the dual in the way."""
+    way = bj.neurons.Projected()
+    for n in (3, 16):
+        generator = torch.Generator().manual_seed(n)
+        X, y = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((n, 2), (n,)))
+        grid = way.grid(64, 2)
+        risk = bj.Risk(X, y, neurons=way, loss=Squared(0.1), weight_decay=0.01)
+        yield Problem(risk, grid, way.uniform(grid, radius=0.7), tau, math.nan, math.nan)
+
+
 @pytest.mark.parametrize("scheme", [bj.FirstOrder(), bj.SecondOrder()], ids=["first order", "second order"])
 @pytest.mark.parametrize("tau", [0.02, 0.2, 1.0])
+@pytest.mark.parametrize("growing", [False, True], ids=["kept", "growing"])
 def test_a_climb_is_what_the_solver_does_step_by_step(
-    tau: float, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+    growing: bool, tau: float, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To rounding, and by as many evaluations, but for a move it could not take, which is tried again."""
     ends: list[Climbed | None] = []
@@ -392,7 +405,7 @@ def test_a_climb_is_what_the_solver_does_step_by_step(
         ends.append(ascent.climb(*given))
         return ends[-1]
 
-    for problem in problems(Squared(0.1), (tau,), seeds=1):
+    for problem in balanced(tau) if growing else problems(Squared(0.1), (tau,), seeds=1):
         steps: list[list[Any]] = []
         for how in (climb, lambda *given: None):
             monkeypatch.setattr("bigjko.jko.dual.climb", how)

@@ -285,6 +285,8 @@ class Asked(passes.Multiple):
 
 FED = {
     "line": (Line.uniform(0.0, 1.0, 40),),
+    "sheets and a line": (Sheets.of([-1.0, 1.0, 2.0]), Line.uniform(0.0, 1.0, 40)),
+    "a line and sheets": (Line.uniform(0.0, 1.0, 70), Sheets.of([-1.0, 1.0])),
     "wide": (Line.uniform(0.0, 1.0, 9), Line.uniform(0.0, 1.0, 300)),
     "plane": (Line.uniform(0.0, 1.0, 70), Line.uniform(0.0, 1.0, 21)),
     "sheets between": (Line.uniform(0.0, 1.0, 40), Sheets.of([-1.0, 0.5, 1.0]), Line.uniform(0.0, 1.0, 20)),
@@ -312,7 +314,7 @@ def test_an_input_made_part_by_part_is_the_one_made_at_once(name: str, dtype: to
     found = kernel.log_apply(b, feed=feed)
     assert torch.equal(found, kernel.log_apply(b))
     torch.testing.assert_close(b, made, atol=0.0, rtol=torch.finfo(dtype).eps)
-    assert len(feed.shares) == (name not in ("line", "sheets last"))
+    assert len(feed.shares) == (name not in ("sheets last", "a line and sheets"))
     assert all((shares - 1) * nodes < grid.size <= shares * nodes for shares, nodes in feed.shares)
 
     quotient, at_once = made.clone(), passes.Division(log_q.exp(), log_q, made)
@@ -400,7 +402,8 @@ def test_two_applications_can_be_had_as_often_as_their_arrays_change(name: str, 
         if went[-1] == 2:
             torch.testing.assert_close(out, expected, rtol=1e-14, atol=1e-14)
             assert float(over.total) == pytest.approx(value, abs=1e-14 * scale)
-    if name in ("line", "sheets last") or (name == "wide" and epsilon > 1e-3):  # which lack a way, or room for blocks
+    # These lack a way, or room for blocks.
+    if name in ("sheets last", "a line and sheets") or (name == "wide" and epsilon > 1e-3):
         assert went == [None] * 8
     elif epsilon < 1e-3 and name != "wide":
         assert went == [None if spiky else 2 for spiky in turns]

@@ -213,6 +213,73 @@ def test_dividing_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -
     assert torch.equal(log_k, log_q - kept)
 
 
+def by_parts(feed: passes.Feed, size: int) -> None:
+    """In shares of the nodes, compiled."""
+    made = feed.parts(-(-size // (1 << 14)), 1 << 14)
+    assert made is not None
+    passes.load().bigjko_whole(made.make, made.what, size, 2)
+
+
+GROWTHS = [0.0, 1e-300, -1e-12, 1e-9, -1e-5, 0.3, 0.41421356, -0.29289, 0.5, -0.999999, 7.0, 1e12]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_powers_and_damped_quotients_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator, eps, ulp = torch.Generator().manual_seed(len(shape)), 1e-4, torch.finfo(dtype).eps
+    x, shift, log_q, log_k = (torch.randn(shape, dtype=F64, generator=generator).to(dtype) for _ in range(4))
+    x = 0.1 * x.clamp(-9, 9)
+    some = min(x.numel(), len(GROWTHS))
+    x.view(-1)[:some] = torch.tensor(GROWTHS[:some], dtype=F64).to(dtype)
+    log_q.view(-1)[::5] = -math.inf
+    out, exact = torch.empty_like(x), shift.double() - x.double().log1p() / eps
+    power = passes.Reciprocal(passes.Multiple(x, 1.0, out), out, shift, eps)
+    with pytest.raises(KernelError, match="received no x yet"):
+        _ = power.finite
+    for at_once in (True, False):
+        power.whole() if at_once else by_parts(power, x.numel())
+        # A few roundings of the logarithm, and one of each term.
+        assert bool(((out - exact).abs() <= 4 * ulp * (exact.abs() + shift.abs())).all())
+        assert power.finite
+
+    k = log_k.double() + shift.double()
+    remade, total = shift.double() + (log_q.double() - k) / (1 + eps), ((log_q.double() + eps * k) / (1 + eps)).exp()
+    for strided in (False, True):  # which is left to torch
+        log = log_k.unsqueeze(-1).repeat(*[1] * len(shape), 2)[..., 0] if strided else log_k.clone()
+        over = passes.Damped(log_q, shift, log, eps)
+        over.whole()
+        finite = log_q != -math.inf
+        size = (log_q.abs() + k.abs() + shift.abs())[finite]
+        assert bool(((log - remade)[finite].abs() <= 4 * ulp * size).all())
+        assert bool((log[~finite] == -math.inf).all())
+        assert float(over.total) == pytest.approx(float(total.sum()), rel=20 * ulp)
+
+    for a, b, in_place in ((0.3, 1.0, False), (1.1, -0.1, True)):
+        exact, size = a * log_k.double() + b * shift.double(), a * log_k.abs() + abs(b) * shift.abs()
+        for at_once in (True, False):
+            out = log_k.clone()
+            sum_ = passes.Combination(out if in_place else log_k, a, shift, b, out)
+            sum_.whole() if at_once else by_parts(sum_, out.numel())
+            assert bool(((out - exact).abs() <= 2 * ulp * size).all())
+
+
+@pytest.mark.parametrize("bad", [-1.0, -3.0, -math.inf, math.nan])
+def test_a_power_of_what_is_not_positive_is_no_number(bad: float) -> None:
+    for n in (1, 7, 8, 9, 20_000):
+        x, shift = torch.full((n,), 0.5, dtype=F64), torch.zeros(n, dtype=F64)
+        x[n // 2] = bad
+        out = torch.empty_like(x)
+        power = passes.Reciprocal(passes.Multiple(x, 1.0, out), out, shift, 0.1)
+        power.whole()
+        assert not power.finite
+        by_parts(power, n)
+        assert not power.finite
+        assert out.isnan().nonzero().flatten().tolist() == [n // 2]
+        over = passes.Damped(out, shift, shift.clone(), 0.1)
+        by_parts(over, n)
+        assert math.isnan(float(over.total))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 def test_a_look_is_the_sums_it_says(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -14,8 +14,9 @@ def step_memory(energy: Energy, grid: Grid, shape: tuple[int, ...]) -> int:
     On lines, and on a cone over a circle of 768 directions or more, within 25% (tested).
 
     Seven arrays of N: log q and q, d, the step's two, and d of two passes; one for V where there is any; and in float64
-    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more. On a GPU (within
-    25%, too) the kernel keeps the costs of each axis and what is greatest in every tile of 16, and temporaries are large.
+    whatever the dtype the kernel's own, where it has two axes or more. Mass that grows needs four more. On a GPU
+    (within 25%, too) the kernel keeps the costs of each axis and what is greatest in every tile of 16, and temporaries
+    are large.
 
     Args:
         energy: its data, whether V is not zero, whether mass is kept, and the cost, which decides on the kernel.

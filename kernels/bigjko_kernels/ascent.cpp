@@ -71,7 +71,7 @@ struct Evaluation {
     double* z;
     const double *u, *sums;
     long shares;
-    double worth;
+    double worth, constant;
 };
 
 struct Point {
@@ -106,7 +106,7 @@ struct Climb {
         }
         for (long k = 0; k < at.shares; ++k) sum += at.sums[k];
         const double whole = dot(found.gradient.data(), found.gradient.data(), n);  // NaN, where max might lose one
-        found.value = at.worth * sum - tau * conjugate;
+        found.value = at.constant + at.worth * sum - tau * conjugate;
         found.gap = tau * g.scale * whole;
         found.residual = whole == whole ? 2 * g.scale * worst / size : NAN;
         return true;
@@ -122,7 +122,7 @@ struct Climb {
     void run() {
         Point now, next;
         std::vector<double> z(at.z, at.z + n), move(n);
-        if (!arrive(z.data(), now)) return;
+        if (!arrive(z.data(), now) || now.value != now.value) return;
         evaluations = 1;
         while (now.residual > tolerance && now.residual <= far && evaluations < budget && learned < turns) {
             if (!(std::abs(now.value) < INFINITY && moves(now, move.data()))) break;

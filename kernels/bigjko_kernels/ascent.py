@@ -21,7 +21,7 @@ class _Climb(Structure):
         ("evaluate", Parts),
         *((name, c_void_p) for name in ("applied", "z", "outputs", "sums")),
         ("shares", c_long),
-        *((name, c_double) for name in ("worth", "scale", "lowest")),
+        *((name, c_double) for name in ("worth", "constant", "scale", "lowest")),
         ("centre", c_void_p),
         *((name, c_double) for name in ("tau", "tolerance", "good", "far", "noise", "force", "least")),
         *((name, c_long) for name in ("n", "budget", "turns")),
@@ -88,14 +88,15 @@ class Evaluation(NamedTuple):
     Attributes:
         call: evaluates.
         applied: the address of a number that is 2 afterwards if it could.
-        sums: float64, for which worth times their sum is the value.
-        worth: see there.
+        sums: float64, for which constant + worth times their sum is the value; NaN where there is no smallest.
+        worth, constant: see there.
     """
 
     call: Parts
     applied: int
     sums: Float[Tensor, " shares"]
     worth: float
+    constant: float = 0.0
 
 
 class Rules(NamedTuple):
@@ -186,14 +187,23 @@ def climb(
         rules: see there.
 
     Returns:
-        None where nothing could be evaluated, or no code is compiled for so many z.
+        None where nothing could be evaluated, or has no number for a value, or no code is compiled for so many z.
     """
     n, (scale, centre, lowest) = len(z), g
     if (library := _compiled(B, z, outputs, centre)) is None:
         return None
     B, point, pairs = B.clone(), torch.empty(4, n, dtype=B.dtype), torch.empty(rules.turns, 2, n, dtype=B.dtype)
     known = _Climb(
-        *(at.call, at.applied, z.data_ptr(), outputs.data_ptr(), at.sums.data_ptr(), len(at.sums), at.worth),
+        *(
+            at.call,
+            at.applied,
+            z.data_ptr(),
+            outputs.data_ptr(),
+            at.sums.data_ptr(),
+            len(at.sums),
+            at.worth,
+            at.constant,
+        ),
         *(
             scale,
             lowest,

@@ -117,15 +117,7 @@ inline Floats exp_of(Floats a) {
     return a;
 }
 
-template <class P>
-inline V log_of(V x) {  // of a normal x > 0, as n log(2) + log(m)
-    const U e = ((U)x - 0x3fe6a09e667f3bcd + (1024ull << 52)) >> 52;  // n + 1024, from the bits of sqrt(1/2)
-    const V n = (V)(e | 0x4330000000000000) - (0x1p52 + 1024), m = (V)((U)x - ((e - 1024) << 52));
-    const V f = (m - 1.0) / (m + 1.0), z = f * f;
-    return n * 0x1.62e42fefa39efp-1 + (f * 2.0 + f * z * polynomial(P::log, z));
-}
-
-inline Row log_of(const Floats& a) {  // the same, of floats; n log(2) in double
+inline Row log_of(const Floats& a) {  // of floats; n log(2) in double
     Row x;
     for (int h = 0; h < Floats::COUNT; ++h) {
         const VF u = larger(a.v[h], VF{} + FLT_MIN);
@@ -666,7 +658,15 @@ template <class P, class A>
 long in_turn(const Among* axes, long some, const A* in, double* between, A* out, long size, long count, uint8_t* done,
              long threads, const Feed* feed, long* marked) {
     *marked = 0;
-    if (some == 1) return all_lines<P>(axes[0], in, out, threads, marked, feed);
+    if (some == 1) {
+        const Among& only = axes[0];
+        if (in != out) return all_lines<P>(only, in, out, threads, marked, feed);
+        const long lines = only.before * only.after, width = wide(only.axis->n, only.before, only.after), n = only.axis->n;
+        for (long from = 0; feed && from < lines; from += width)
+            feed->make(feed->what, from / width, from * n, std::min(lines, from + width) * n);
+        std::copy(in, in + lines * n, between);
+        return all_lines<P>(only, between, out, threads, marked);
+    }
     if (some == 2) {
         std::fill(done, done + count, all_lines<P>(axes[0], in, between, threads, marked, feed));
     } else {
@@ -690,9 +690,9 @@ extern "C" void bigjko_lines(const Axis* a, const void* in, long in32, void* out
 
 // All axes of an array (count, size), the last first: all but the first into `between`, with more than two axes slab by
 // slab in the cache, then the first into `out`. Returns how many are done. done: one byte a slab, 0 where it lacks
-// blocks or has marks, and is to be done again axis by axis. feed: makes what goes in, slab by slab, or, with two axes,
+// blocks or has marks, and is to be done again axis by axis. feed: makes what goes in, slab by slab, or, with fewer axes,
 // 16 lines at a time, which lie one after the other; or null. then: what follows once all is done, or null. marked:
-// whether the next axis lacks no more than what its marks ask for.
+// whether the next axis lacks no more than what its marks ask for. A single axis in place is that of a copy, in `between`.
 extern "C" long bigjko_in_turn(const Among* axes, long some, const void* in, double* between, void* out, long single,
                                long size, long count, uint8_t* done, long threads, const Feed* feed, const Feed* then,
                                long* marked) {

@@ -213,7 +213,7 @@ class InTurn:
 
     Attributes:
         shares: in which it asks for what makes the array, and the nodes of one; None if it cannot.
-        smooth: whether the last two applications went through.
+        smooth: whether the last two applications at once went through.
     """
 
     def __init__(self, axes: Sequence[tuple[int, FusedAxis]], shape: Sequence[int]) -> None:
@@ -232,7 +232,7 @@ class InTurn:
         self.shares: tuple[int, int] | None = None
         if slabs:
             self.shares = self.count, self.size
-        elif len(axes) == 2 and self.sizes[0][1] == 1:  # whose lines lie one after the other
+        elif self.sizes[0][1] == 1:  # whose lines lie one after the other
             self.shares = -(-self.sizes[0][0] // _LINES), _LINES * self.axes[0].n
 
     def __getstate__(self) -> dict[str, Any]:  # without pointers
@@ -251,8 +251,8 @@ class InTurn:
 
         Args:
             b: contiguous.
-            between: float64, for what all axes but the first make of b.
-            out: not b where there is one axis.
+            between: float64, for what all axes but the first make of b; of a single axis for b, where that is out.
+            out: may be b.
             parts: what makes b in `shares`: so many, of so many nodes.
             then: what to call once all is done.
         """
@@ -262,13 +262,13 @@ class InTurn:
             return finished == len(self.axes), self._left(finished, marked.value, b, between, out)
 
     def prepared(
-        self, b: Tensor, between: Tensor | None, out: Tensor, first: Parts, second: Parts, then: Parts | None
+        self, b: Tensor, between: Tensor | None, out: Tensor, first: Parts | None, second: Parts, then: Parts | None
     ) -> Twice:
         """The same of b and then of out, in place, as a call.
 
         Args:
-            b, between, out: as above, with two axes or more.
-            first, second: what makes b, and what remakes out in between.
+            b, between, out: as above.
+            first, second: what makes b, if it is not made, and what remakes out in between.
             then: what to call after the second.
         """
         parts = (x if x is None else ctypes.pointer(x) for x in (first, second, then))
@@ -313,7 +313,8 @@ class InTurn:
         if marked:
             axis, (before, after) = self.axes[finished], self.sizes[finished]
             first, last = finished == 0, finished + 1 == len(self.axes)
-            ends = (out if last or between is None else between), (b if first or between is None else between)
+            source = between if between is not None and first and last and b.data_ptr() == out.data_ptr() else b
+            ends = (out if last or between is None else between), (source if first or between is None else between)
             axis._repair(*(x.view(before, axis.n, after) for x in ends))
             return None if last else slice(0)
         left = [] if finished else (self._done == 0).nonzero()[:, 0].tolist()

@@ -88,14 +88,14 @@ class GibbsKernel(ABC):
         self,
         b: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
-        feed: Feed,
+        feed: Feed | None,
         over: Feed,
         then: Feed | None = None,
     ) -> "Twice":
         """log_apply of b into out, and of out in place: what a response of entropic transport takes. No gradients.
 
         Args:
-            b: what `feed` makes.
+            b: what `feed` makes; without one as it is by then.
             out: contiguous, not b.
             feed: makes b.
             over: makes of the first result, in place, what the second application is of.
@@ -132,7 +132,9 @@ class GibbsKernel(ABC):
 class Twice:
     """Does what `GibbsKernel.twice` says, as often as it is called."""
 
-    def __init__(self, kernel: GibbsKernel, b: Tensor, out: Tensor, feed: Feed, over: Feed, then: Feed | None) -> None:
+    def __init__(
+        self, kernel: GibbsKernel, b: Tensor, out: Tensor, feed: Feed | None, over: Feed, then: Feed | None
+    ) -> None:
         kernel.grid.check(b, "log values")
         kernel._check_out(out)
         self._kernel, self._b, self._out, self._feeds = kernel, b, out, (feed, over, then)

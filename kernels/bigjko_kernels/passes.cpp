@@ -57,6 +57,12 @@ void scale(const A* x, double by, A* out, long n) {
     registers(n, [=](long i, auto left) { store(out + i, by * load(x + i, left), left); });
 }
 
+// out = a x + b y.
+template <class A>
+void combine(const A* x, double a, const A* y, double b, A* out, long n) {
+    registers(n, [=](long i, auto left) { store(out + i, a * load(x + i, left) + b * load(y + i, left), left); });
+}
+
 // log_k = log_q - log_k; returns the sum of q log_k as it was.
 template <class A>
 double divide(const A* q, const A* log_q, A* log_k, long n) {
@@ -67,6 +73,40 @@ double divide(const A* q, const A* log_q, A* log_k, long n) {
         store(log_k + i, load(log_q + i, left) - k, left);
     });
     return sum(total);
+}
+
+// x = shift - log(1 + x) / eps, NaN where x <= -1; returns the least x, or NaN.
+template <class A>
+double reciprocal(A* x, const A* shift, double eps, long n) {
+    V least = all(INFINITY);
+    M wrong{};
+    registers(n, [&](long i, auto left) {
+        const V a = load(x + i, left), u = a + 1.0;
+        const M none = (M)(u == 1.0), there = (M)(a > -1.0);  // of NaN neither
+        // log(u) a / (u - 1): the rounding of u goes out of it (Kahan).
+        const V log = log_of<Double>((V)(((M)u & there) | ((M)all(1) & ~there))) * (a / (u - 1.0));
+        const V y = load(shift + i, left) - (V)(((M)a & none) | ((M)log & ~none)) * (1 / eps);
+        store(x + i, (V)((M)y | ~there), left);
+        least = -larger(left < L ? first(-a, left) : -a, -least);
+        wrong |= undefined(a);
+    });
+    return any(wrong) ? NAN : -top(-least);
+}
+
+// log_k = shift + (log_q - k) / (1 + eps), k = log_k + shift; returns the sum of exp((log_q + eps k) / (1 + eps)).
+template <class A>
+double damp(const A* log_q, const A* shift, A* log_k, double eps, long n) {
+    V total{};
+    M wrong{};
+    const double by = 1 / (1 + eps);
+    registers(n, [&](long i, auto left) {
+        const V q = load(log_q + i, left, -1000), s = load(shift + i, left), k = load(log_k + i, left) + s;
+        const V a = (q + k * eps) * by;
+        total += masses_of<Double>(a);
+        wrong |= undefined(a) | (M)(a > 709);
+        store(log_k + i, s + (q - k) * by, left);
+    });
+    return any(wrong) ? NAN : sum(total);
 }
 
 // The sum of (x - y)^2.
@@ -237,6 +277,60 @@ extern "C" void bigjko_divide(const Division* d, long share, long from, long to)
         using A = decltype(a);
         return divide((const A*)d->q + from, (const A*)d->log_q + from, (A*)d->log_k + from, to - from);
     });
+}
+
+struct Made {  // by another function, share by share or all at once
+    void (*make)(const void*, long, long, long);
+    const void* what;
+};
+
+struct Reciprocal {
+    Made x;
+    void* at;
+    const void* shift;
+    double eps;
+    double* least;  // one a share
+    long single;
+};
+extern "C" void bigjko_reciprocal(const Reciprocal* r, long share, long from, long to) {
+    r->x.make(r->x.what, share, from, to);
+    r->least[share] = in_dtype(r->single, [&](auto, auto a) {
+        using A = decltype(a);
+        return reciprocal((A*)r->at + from, (const A*)r->shift + from, r->eps, to - from);
+    });
+}
+
+struct Damped {
+    const void *log_q, *shift;
+    void* log_k;
+    double eps;
+    double* sums;  // one a share
+    long single;
+};
+extern "C" void bigjko_damp(const Damped* d, long share, long from, long to) {
+    d->sums[share] = in_dtype(d->single, [&](auto, auto a) {
+        using A = decltype(a);
+        return damp((const A*)d->log_q + from, (const A*)d->shift + from, (A*)d->log_k + from, d->eps, to - from);
+    });
+}
+
+// out = a x + b y, and what follows.
+struct Combination {
+    const void *x, *y;
+    double a, b;
+    void* out;
+    long n, single, threads;
+    const Made* then;
+};
+extern "C" void bigjko_combine(const Combination* c, long, long from, long to) {
+    in_dtype(c->single, [&](auto, auto a) {
+        using A = decltype(a);
+        combine((const A*)c->x + from, c->a, (const A*)c->y + from, c->b, (A*)c->out + from, to - from);
+    });
+}
+extern "C" void bigjko_combine_all(const Combination* c, long, long, long) {
+    shared(c->n, 1, c->threads, [=](long share, long from, long to) { bigjko_combine(c, share, from, to); });
+    if (c->then) c->then->make(c->then->what, 0, 0, 0);
 }
 
 // All of it at once.

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,34 @@ class _Scaling(ctypes.Structure):
 
 class _Division(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in ("q", "log_q", "log_k", "sums")), ("single", ctypes.c_long)]
+
+
+class _Reciprocal(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("make", "what", "at", "shift")),
+        ("eps", ctypes.c_double),
+        ("least", ctypes.c_void_p),
+        ("single", ctypes.c_long),
+    ]
+
+
+class _Damped(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("log_q", "shift", "log_k")),
+        ("eps", ctypes.c_double),
+        ("sums", ctypes.c_void_p),
+        ("single", ctypes.c_long),
+    ]
+
+
+class _Combination(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "y")),
+        *((name, ctypes.c_double) for name in ("a", "b")),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("n", "single", "threads")),
+        ("then", ctypes.c_void_p),
+    ]
 
 
 class _Fitting(ctypes.Structure):
@@ -171,12 +200,87 @@ class Multiple(Feed):
         return Parts.of(library.bigjko_scale, scaling)
 
 
-class Division(Feed):
-    """Writes log_q - log_k over log_k."""
+class Combination(Feed):
+    """Writes a x + b y into out, which may be either; then: to be done afterwards."""
 
-    def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
-        self._q, self._log_q, self._log_k = q, log_q, log_k
-        self._sums: Tensor | None = None  # those asked for last
+    def __init__(
+        self,
+        x: Float[Tensor, "*grid"],
+        a: float,
+        y: Float[Tensor, "*grid"],
+        b: float,
+        out: Float[Tensor, "*grid"],
+        then: Feed | None = None,
+    ) -> None:
+        self._x, self._a, self._y, self._b, self._out, self._then = x, a, y, b, out, then
+        self._made: tuple[Parts | None, Parts] | None = None
+
+    def whole(self) -> None:
+        """See Feed."""
+        if self._out is self._x:
+            self._x.mul_(self._a).add_(self._y, alpha=self._b)
+        else:
+            torch.mul(self._y, self._b, out=self._out).add_(self._x, alpha=self._a)
+        if self._then is not None:
+            self._then.whole()
+
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """See Feed. With what follows, in one share alone."""
+        library, size, then = _compiled(self._x, self._y, self._out), self._out.numel(), self._then
+        follows = None if then is None or shares > 1 else then.parts(1, size)
+        if library is None or (then is not None and follows is None):
+            return None
+        if self._made is None or self._made[0] is not follows:
+            x, y, out = (t.data_ptr() for t in (self._x, self._y, self._out))
+            next_ = None if follows is None else ctypes.addressof(follows)
+            known = _Combination(x, y, self._a, self._b, out, size, *_how(self._out), next_)
+            function = library.bigjko_combine if follows is None else library.bigjko_combine_all
+            self._made = follows, Parts.of(function, known)
+        return self._made[1]
+
+
+class Reciprocal(Feed):
+    """Writes shift - log(1 + x) / eps over x, which another feed makes; NaN where x <= -1."""
+
+    def __init__(self, made: Feed, x: Float[Tensor, "*grid"], shift: Float[Tensor, "*grid"], eps: float) -> None:
+        self._feed, self._x, self._shift, self._eps = made, x, shift, eps
+        self._least: Tensor | None = None  # asked for last
+        self._made: tuple[Parts, Tensor, Parts] | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Afterwards, whether it is on all nodes."""
+        if self._least is None:
+            raise KernelError("received no x yet, need whole() or a kernel that takes parts() first")
+        return bool(self._least.min() > -1)
+
+    def whole(self) -> None:
+        """See Feed."""
+        self._feed.whole()
+        self._least = self._x.min().reshape(1)
+        torch.sub(self._shift, self._x.log1p_(), alpha=1 / self._eps, out=self._x)
+
+    def parts(self, shares: int, nodes: int) -> Parts | None:
+        """See Feed."""
+        library, made = _compiled(self._x, self._shift), self._feed.parts(shares, nodes)
+        if library is None or made is None:
+            return None
+        if self._made is None or self._made[0] is not made or len(self._made[1]) != shares:
+            least = torch.empty(shares, dtype=torch.float64)
+            places = (self._x.data_ptr(), self._shift.data_ptr(), self._eps, least.data_ptr())
+            known = _Reciprocal(made.make, made.what, *places, self._x.dtype == torch.float32)
+            self._made = made, least, Parts.of(library.bigjko_reciprocal, known)
+        _, self._least, parts = self._made
+        return parts
+
+
+class Quotient(Feed):
+    """Remakes a log_k in place, and sums something of it as it was."""
+
+    _sums: Tensor | None = None  # those asked for last
+
+    def __init__(self, log_k: Float[Tensor, "*grid"]) -> None:
+        self._log_k = log_k
         self._made: dict[int, tuple[Parts, Tensor]] = {}
 
     @property
@@ -188,33 +292,83 @@ class Division(Feed):
 
     @property
     def total(self) -> float | Float[Tensor, ""]:
-        """Afterwards, the sum of q log_k as it was, in float64; off the CPU a tensor, which nobody has waited for."""
+        """Afterwards, the sum, in float64; off the CPU a tensor, which nobody has waited for."""
         total = self.sums.sum()
         return float(total) if total.is_cpu else total
 
     def whole(self) -> None:
         """See Feed."""
-        size = self._q.numel()
+        size = self._log_k.numel()
         if (made := self.parts(max(1, -(-size // _SHARE)), _SHARE)) is not None:
             load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
-            return
-        self._sums = sums = torch.zeros(1, dtype=torch.float64, device=self._q.device)
-        for q, log_q, log_k in parts(self._q, self._log_q, self._log_k):  # both in the cache
-            sums += inner(q, log_k)
-            torch.sub(log_q, log_k, out=log_k)
+        else:
+            self._sums = self._by_torch().reshape(1)
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
         if shares not in self._made:
-            arrays = (self._q, self._log_q, self._log_k)
-            if (library := _compiled(*arrays)) is None:
-                return None
             sums = torch.empty(shares, dtype=torch.float64)
-            places = (x.data_ptr() for x in (*arrays, sums))
-            known = _Division(*places, self._q.dtype == torch.float32)
-            self._made[shares] = Parts.of(library.bigjko_divide, known), sums
+            if (made := self._by_library(sums)) is None:
+                return None
+            self._made[shares] = made, sums
         made, self._sums = self._made[shares]
         return made
+
+    @abstractmethod
+    def _by_torch(self) -> Tensor:
+        """All of it; returns the sum."""
+
+    @abstractmethod
+    def _by_library(self, sums: Tensor) -> Parts | None:
+        """What does a share and puts its sum where it belongs."""
+
+
+class Division(Quotient):
+    """Writes log_q - log_k over log_k; sums q log_k."""
+
+    def __init__(self, q: Float[Tensor, "*grid"], log_q: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"]) -> None:
+        super().__init__(log_k)
+        self._q, self._log_q = q, log_q
+
+    def _by_torch(self) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self._q.device)
+        for q, log_q, log_k in parts(self._q, self._log_q, self._log_k):  # both in the cache
+            total += inner(q, log_k)
+            torch.sub(log_q, log_k, out=log_k)
+        return total
+
+    def _by_library(self, sums: Tensor) -> Parts | None:
+        arrays = (self._q, self._log_q, self._log_k)
+        if (library := _compiled(*arrays)) is None:
+            return None
+        places = (x.data_ptr() for x in (*arrays, sums))
+        return Parts.of(library.bigjko_divide, _Division(*places, self._q.dtype == torch.float32))
+
+
+class Damped(Quotient):
+    """Writes shift + (log_q - k) / (1 + eps) over log_k, k = log_k + shift; sums exp((log_q + eps k) / (1 + eps))."""
+
+    def __init__(
+        self, log_q: Float[Tensor, "*grid"], shift: Float[Tensor, "*grid"], log_k: Float[Tensor, "*grid"], eps: float
+    ) -> None:
+        super().__init__(log_k)
+        self._log_q, self._shift, self._eps = log_q, shift, eps
+
+    def _by_torch(self) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self._log_k.device)
+        by = 1 / (1 + self._eps)
+        for log_q, shift, log_k in parts(self._log_q, self._shift, self._log_k):
+            log_k.add_(shift)
+            total += sum64(torch.add(log_q, log_k, alpha=self._eps).mul_(by).exp_())
+            torch.sub(log_q, log_k, out=log_k).mul_(by).add_(shift)
+        return total
+
+    def _by_library(self, sums: Tensor) -> Parts | None:
+        if (library := _compiled(self._log_q, self._shift, self._log_k)) is None:
+            return None
+        log_q, shift, log_k, places = (x.data_ptr() for x in (self._log_q, self._shift, self._log_k, sums))
+        known = _Damped(log_q, shift, log_k, self._eps, places, self._log_k.dtype == torch.float32)
+        return Parts.of(library.bigjko_damp, known)
 
 
 class Look:

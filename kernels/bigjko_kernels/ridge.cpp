@@ -464,9 +464,9 @@ extern "C" void bigjko_blend(const Blending* all, long threads) {
     const Job job = all->job(threads);
     job.spread([&](long, long begin, long end) { all->some(job, begin, end); });
 }
-// Nodes [from, to) of whole directions, where outer = 1.
+// Nodes [from, to) of whole directions where outer = 1; else all.
 extern "C" void bigjko_blend_some(const Blending* all, long, long from, long to) {
-    all->some(all->job(1), from / all->net->inner, to / all->net->inner);
+    all->some(all->job(1), from / all->net->inner, std::min(to / all->net->inner, all->pairs->count));
 }
 extern "C" void bigjko_gram(const Pairs* pairs, const Network* alpha, const Network* beta, const void* p, double* out,
                             long single, long threads) {

@@ -264,7 +264,7 @@ class Blend(Feed):
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. Parts of several sheets would take the sums over data for each sheet."""
         whole_directions = self._network.outer == 1 and nodes % self._network.inner == 0
-        return self._parts if whole_directions and self._numbers is self._z else None
+        return self._parts if (whole_directions or shares == 1) and self._numbers is self._z else None
 
 
 class Weighed(Weighing):

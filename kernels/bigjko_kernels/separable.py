@@ -102,8 +102,8 @@ class Separable(GibbsKernel):
             return super()._fed(feed, b, out, then)
         last = None if then is None else then.parts(1, b.numel())
         with _lock:
-            through, left = in_turn(b, self._room(b), out, parts, last)
-            self._finished(b, out, left)
+            through, left = in_turn(b, self._room(b, out), out, parts, last)
+            self._finished(self._source(b, out), out, left)
         if then is not None and (last is None or not through):
             then.whole()
         return out
@@ -112,29 +112,36 @@ class Separable(GibbsKernel):
         self,
         b: Float[Tensor, "*grid"],
         out: Float[Tensor, "*grid"],
-        feed: Feed,
+        feed: Feed | None,
         over: Feed,
         then: Feed | None = None,
     ) -> Twice:
         """See GibbsKernel: in one call of compiled code where all axes and feeds are."""
-        if len(self._axes) > 1 and self._in_turn is not None and self._in_turn.shares is not None:
+        if self._in_turn is not None and self._in_turn.shares is not None:
             return _InTurnTwice(self, self._in_turn, b, out, feed, over, then)
         return super().twice(b, out, feed, over, then)
 
-    def _room(self, b: Tensor) -> Tensor | None:
-        """For all axes but the first, where there are more."""
+    def _room(self, b: Tensor, out: Tensor) -> Tensor | None:
+        """For what all axes but the first make; of a single one for what it is of, where that is done in place."""
         lead, _ = self._axes[0]
-        if len(self._axes) > 1 and self._between is None:
+        if len(self._axes) == 1 and out.data_ptr() != b.data_ptr():
+            return None
+        if self._between is None:
             shape = math.prod(b.shape[: lead + 1]), math.prod(b.shape[lead + 1 :])
             self._between = empty(shape, torch.float64, b.device)
         return self._between
+
+    def _source(self, b: Tensor, out: Tensor) -> Tensor:
+        """What an application by compiled code, in place perhaps, has been of."""
+        in_place = len(self._axes) == 1 and self._between is not None and out.data_ptr() == b.data_ptr()
+        return self._between.view(b.shape) if in_place and self._between is not None else b
 
     def _axis_by_axis(self, b: Tensor, out: Tensor) -> Tensor:
         if not self._axes:
             return out.copy_(b)
         if len(self._axes) == 1 and out.data_ptr() == b.data_ptr():
             b = b.clone()
-        between = self._room(b)
+        between = self._room(b, out)
         if self._in_turn is not None and self._in_turn.takes(b):
             _, left = self._in_turn(b, between, out)
             return self._finished(b, out, left)
@@ -148,7 +155,7 @@ class Separable(GibbsKernel):
         # between, values can be far larger than the answer.
         (lead, first), rest = self._axes[0], self._axes[1:]
         shape = (math.prod(b.shape[:lead]), b.shape[lead], math.prod(b.shape[lead + 1 :]))
-        if self._between is None:
+        if self._between is None or not rest:
             first(b.reshape(shape), out.view(shape))
             return out
         rows, between = b.reshape(-1, shape[2])[left], self._between[left]
@@ -171,7 +178,14 @@ class _InTurnTwice(Twice):
     """In one call, as far as that is possible."""
 
     def __init__(
-        self, kernel: Separable, in_turn: InTurn, b: Tensor, out: Tensor, feed: Feed, over: Feed, then: Feed | None
+        self,
+        kernel: Separable,
+        in_turn: InTurn,
+        b: Tensor,
+        out: Tensor,
+        feed: Feed | None,
+        over: Feed,
+        then: Feed | None,
     ) -> None:
         super().__init__(kernel, b, out, feed, over, then)
         self._separable, self._in_turn = kernel, in_turn
@@ -183,13 +197,13 @@ class _InTurnTwice(Twice):
         (feed, over, then), shares = self._feeds, self._in_turn.shares
         if shares is None or not self._in_turn.takes(self._b):
             return None
-        first, second = feed.parts(*shares), over.parts(*shares)
+        first, second = None if feed is None else feed.parts(*shares), over.parts(*shares)
         last = None if then is None else then.parts(1, self._b.numel())
-        if first is None or second is None:
+        if second is None or (first is None) != (feed is None):
             return None
         known = self._call if (first, second, last) == self._parts else None
         if known is None or not self._in_turn.knows(known):
-            room = self._separable._room(self._b)
+            room = self._separable._room(self._out, self._out)
             known = self._in_turn.prepared(self._b, room, self._out, first, second, last)
         self._call, self._parts = known, (first, second, last)
         return self._call
@@ -200,9 +214,9 @@ class _InTurnTwice(Twice):
         with _lock:
             call = self._ready()
             if call is not None:
-                applied, left = self._in_turn.twice(call, b, kernel._room(b), out)
+                applied, left = self._in_turn.twice(call, b, kernel._room(out, out), out)
                 if applied < 2:
-                    kernel._finished(out if applied else b, out, left)
+                    kernel._finished(kernel._source(out, out) if applied else b, out, left)
         if call is None:
             return super().__call__()
         if applied == 0:

@@ -107,6 +107,14 @@ inline V exp_of(V a) {  // of a <= 0; what is below exp(-708) becomes that
     return (V)((M)polynomial(P::exp, x - n * 0x1.62e42fefa39efp-1) + ((M)y << 52));
 }
 
+template <class P>
+inline V log_of(V x) {  // of a normal x > 0, as n log(2) + log(m)
+    const U e = ((U)x - 0x3fe6a09e667f3bcd + (1024ull << 52)) >> 52;  // n + 1024, from the bits of sqrt(1/2)
+    const V n = (V)(e | 0x4330000000000000) - (0x1p52 + 1024), m = (V)((U)x - ((e - 1024) << 52));
+    const V f = (m - 1.0) / (m + 1.0), z = f * f;
+    return n * 0x1.62e42fefa39efp-1 + (f * 2.0 + f * z * polynomial(P::log, z));
+}
+
 inline VF exp_of(VF a) {  // of a <= 0, to an ulp; what is below exp(-87) becomes that
     const VF x = larger(a, VF{} - 87.0f), y = x * 0x1.715476p0f + 0x1.8p23f, n = y - 0x1.8p23f;
     const VF r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
