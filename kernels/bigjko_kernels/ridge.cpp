@@ -313,6 +313,12 @@ std::vector<double> contracted(const Network& net, const A* p, long W, long begi
     const long I = net.inner;
     for (long o = 0; o < net.outer; ++o) {
         const double* alpha = net.amplitude + o * I;
+        if (I == 1) {
+            registers(end - begin, [a = *alpha, x = p + o * W + begin, to = found.data()](long i, auto left) {
+                store(to + i, load(to + i, left) + a * load(x + i, left), left);
+            });
+            continue;
+        }
         for (long d = begin; d < end; ++d) {
             const A* x = p + (o * W + d) * I;
             V s{};
