@@ -218,11 +218,14 @@ def test_a_climb_leaves_to_others_what_is_not_ordinary() -> None:
     assert fallen is not None
     assert (fallen.evaluations, fallen.stale) == (2, True)
 
-    assert Slope(matrix(5), broken=1).climb(matrix(5)) is None
+    nowhere = Slope(matrix(5), broken=1).climb(matrix(5))
+    assert nowhere is not None
+    assert (nowhere.evaluations, nowhere.torn) == (0, True)
     broken = (slope := Slope(matrix(5), bent=0.05, broken=3)).climb(0.7 * slope.A)
     assert broken is not None
-    assert (broken.evaluations, broken.stale, len(broken.pairs)) == (2, True, 1)
+    assert (broken.evaluations, broken.stale, broken.torn, len(broken.pairs)) == (2, True, True, 1)
     assert torch.equal(broken.point.z, slope.seen[1])
+    assert torch.equal(slope.z, slope.seen[2])
 
     for B in (-10 * matrix(5), torch.full((5, 5), math.nan, dtype=F64)):
         none = Slope(matrix(5)).climb(B)
@@ -235,5 +238,7 @@ def test_a_climb_leaves_to_others_what_is_not_ordinary() -> None:
     assert level is not None
     assert level.point.residual == 0.0
 
-    assert (slope := Slope(matrix(5), bent=math.nan)).climb(slope.A) is None
+    nan = (slope := Slope(matrix(5), bent=math.nan)).climb(slope.A)
+    assert nan is not None
+    assert (nan.evaluations, nan.torn) == (0, False)
     assert Slope(matrix(129)).climb(matrix(129)) is None  # by torch

@@ -17,6 +17,8 @@ from bigjko_kernels import ascent
 from bigjko_kernels.ascent import Climbed
 
 # Large single steps on small boxes: what is tested is the solver, not the flow.
+from .registry import STEPPERS
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bigjko.NarrowMeasureWarning"),
     pytest.mark.filterwarnings("ignore::bigjko.BoundaryMassWarning"),
@@ -390,6 +392,25 @@ def balanced(tau: float) -> Iterator[Problem]:
         grid = way.grid(64, 2)
         risk = bj.Risk(X, y, neurons=way, loss=Squared(0.1), weight_decay=0.01)
         yield Problem(risk, grid, way.uniform(grid, radius=0.7), tau, math.nan, math.nan)
+
+
+@pytest.mark.parametrize("name", ["jko", "jko, second order", "jko, projected", "jko, second order, projected"])
+def test_what_a_kernel_has_done_before_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it lacks blocks a climb is begun again, and does not go on in another way."""
+    torn: list[bool] = []
+
+    def climb(*given: Any) -> Climbed | None:
+        found = ascent.climb(*given)
+        torn.append(found is not None and found.torn)
+        return found
+
+    monkeypatch.setattr("bigjko.jko.dual.climb", climb)
+    jko, start = STEPPERS[name].make(0.1)
+    state = jko.init(start)
+    first, again = (jko.step(start, state, 0.1) for _ in range(2))
+    assert torch.equal(first.measure.masses, again.measure.masses)
+    assert first.stats["evaluations"] == again.stats["evaluations"]
+    assert ascent.load() is None or torn[0] > torn[-1]
 
 
 @pytest.mark.parametrize("scheme", [bj.FirstOrder(), bj.SecondOrder()], ids=["first order", "second order"])

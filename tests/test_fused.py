@@ -406,7 +406,7 @@ def test_two_applications_can_be_had_as_often_as_their_arrays_change(name: str, 
     if name in ("sheets last", "a line and sheets") or (name == "wide" and epsilon > 1e-3):
         assert went == [None] * 8
     elif epsilon < 1e-3 and name != "wide":
-        assert went == [None if spiky else 2 for spiky in turns]
+        assert [done == 2 for done in went] == [not spiky for spiky in turns]
     else:
         assert went[1:] == [2] * 7  # the first time blocks may be missing
 

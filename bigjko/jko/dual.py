@@ -96,7 +96,7 @@ class DualSolver(StepSolver):
         begun = dual.begun(z, curvature, rules)
         if begun is None:
             return _failed(problem, z.to(device), curvature.to(device))
-        point, evaluations, B, pairs, stale = begun
+        point, evaluations, B, pairs, stale, _ = begun
         while True:
             residual, tolerance = point.residual, max(rtol, point.rounding)
             if not (math.isfinite(residual) and math.isfinite(point.value)):
@@ -178,7 +178,7 @@ class _Dual:
     def __init__(self, problem: StepProblem, rtol: float) -> None:
         energy, room, q = problem.energy, problem.room, problem.q
         self.problem = problem
-        self._box, self._tau = problem.box, problem.tau
+        self._box, self._tau, self._torn = problem.box, problem.tau, False
         self._z = z = torch.empty(problem.box.y.shape, dtype=torch.float64, device=q.device)
         self._weighed = _Weighed(problem, rtol, energy.weighing(room.log_p, room.work))
 
@@ -220,8 +220,13 @@ class _Dual:
         return None
 
     def _climb(self, z: Tensor, B: Tensor, rules: Rules) -> Climbed | None:
-        """As far as compiled code gets up from z by whole moves; None where there is none for this problem."""
+        """As far as compiled code gets up from z by whole moves; None where there is none, or no way from z.
+
+        What an evaluation lacks that does not go through is there afterwards, and the climb begins again: the steps
+        that are taken must not depend on what a kernel has done before. What stops it twice, does so for good.
+        """
         quadratic = self._box.quadratic
+        stopped: Tensor | None = None
         if quadratic is None or self._weighed.matters:
             return None
 
@@ -229,7 +234,15 @@ class _Dual:
             self._z.copy_(z)
             return climb(evaluation, self._z, self._weighed.sums.outputs, quadratic, self._tau, B, rules)
 
-        return self._respond.through(use)
+        while not self._torn:
+            climbed = self._respond.through(use)
+            if climbed is None:
+                return None
+            self._torn = climbed.torn and stopped is not None and torch.equal(stopped, self._z)
+            if self._torn or not climbed.torn:
+                return climbed if climbed.evaluations else None
+            self.at(stopped := self._z.clone())
+        return None
 
 
 class _Weighed(Feed):

@@ -87,12 +87,13 @@ struct Climb {
     long n, budget, turns;
     double *B, *point, *pairs;
     double value, residual, gap;
-    long evaluations, learned, stale;
+    long evaluations, learned, stale, torn;
 
-    bool arrive(const double* z, Point& found) const {
+    bool arrive(const double* z, Point& found) {
         std::copy(z, z + n, at.z);
         at.make(at.what, 0, 0, 0);
-        if (*at.applied < 2) return false;
+        torn = *at.applied < 2;
+        if (torn) return false;
         found.z.assign(z, z + n);
         found.u.assign(at.u, at.u + n);
         found.gradient.resize(n);

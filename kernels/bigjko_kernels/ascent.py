@@ -27,7 +27,7 @@ class _Climb(Structure):
         *((name, c_long) for name in ("n", "budget", "turns")),
         *((name, c_void_p) for name in ("B", "point", "pairs")),
         *((name, c_double) for name in ("value", "residual", "gap")),
-        *((name, c_long) for name in ("evaluations", "learned", "stale")),
+        *((name, c_long) for name in ("evaluations", "learned", "stale", "torn")),
     ]
 
 
@@ -148,11 +148,12 @@ class Climbed(NamedTuple):
     """Where a climb ended.
 
     Attributes:
-        point: there.
-        evaluations: that went through.
+        point: there, if there is any.
+        evaluations: that went through; none where the first did not, or has no number for a value.
         B: with what was learned.
         pairs: what it learned from: moves, and the changes of -M p.
         stale: whether what the last evaluation left is that of another point.
+        torn: whether it did not go through.
     """
 
     point: Point
@@ -160,6 +161,7 @@ class Climbed(NamedTuple):
     B: Float[Tensor, "n n"]
     pairs: list[tuple[Float[Tensor, " n"], Float[Tensor, " n"]]]
     stale: bool
+    torn: bool = False
 
 
 def climb(
@@ -179,7 +181,7 @@ def climb(
 
     Args:
         at: evaluates.
-        z: where it begins; what an evaluation reads, and changed.
+        z: where it begins; what an evaluation reads, and afterwards that of the last.
         outputs: where it leaves M p.
         g: its scale, centre and least value.
         tau: the time step.
@@ -187,7 +189,7 @@ def climb(
         rules: see there.
 
     Returns:
-        None where nothing could be evaluated, or has no number for a value, or no code is compiled for so many z.
+        None where no code is compiled for so many z.
     """
     n, (scale, centre, lowest) = len(z), g
     if (library := _compiled(B, z, outputs, centre)) is None:
@@ -219,9 +221,7 @@ def climb(
         *(n, rules.budget, rules.turns, B.data_ptr(), point.data_ptr(), pairs.data_ptr()),
     )
     library.bigjko_climb(byref(known))
-    if not known.evaluations:
-        return None
     taken = [(pairs[k, 0], pairs[k, 1]) for k in range(known.learned)]
     z, outputs, gradient, onward = point.unbind()
     here = Point(z, outputs, gradient, known.value, known.residual, 0.0, known.gap, onward)
-    return Climbed(here, known.evaluations, B, taken, bool(known.stale))
+    return Climbed(here, known.evaluations, B, taken, bool(known.stale), bool(known.torn))

@@ -213,7 +213,6 @@ class InTurn:
 
     Attributes:
         shares: in which it asks for what makes the array, and the nodes of one; None if it cannot.
-        smooth: whether the last two applications at once went through.
     """
 
     def __init__(self, axes: Sequence[tuple[int, FusedAxis]], shape: Sequence[int]) -> None:
@@ -228,7 +227,6 @@ class InTurn:
         self._done = torch.empty(self.count, dtype=torch.uint8)
         self._known: list[_Tables] = []
         self._among: ctypes.Array[_Among] | None = None
-        self.smooth = True
         self.shares: tuple[int, int] | None = None
         if slabs:
             self.shares = self.count, self.size
@@ -285,16 +283,13 @@ class InTurn:
         """How many of the two applications were done, and what is left of the next."""
         with _lock:
             load().bigjko_twice(call, 0, 0, 0)
-            self.smooth = call.applied == 2
             return call.applied, self._left(call.finished, call.marked, out if call.applied else b, between, out)
 
     def through(self, call: Twice, use: Callable[[Parts, int], Used]) -> Used:
         """What `use` makes of a call as compiled code, and of the address of a number that is 2 if it went through."""
         with _lock:
             call.applied = 2  # as long as it is not called
-            found = use(Parts.of(load().bigjko_twice, call), ctypes.addressof(call))
-            self.smooth = call.applied == 2
-            return found
+            return use(Parts.of(load().bigjko_twice, call), ctypes.addressof(call))
 
     def _how(self, b: Tensor, between: Tensor | None, out: Tensor) -> tuple[Any, ...]:
         tables = [axis.tables for axis in self.axes]

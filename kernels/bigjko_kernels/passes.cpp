@@ -285,7 +285,7 @@ struct Made {  // by another function, share by share or all at once
 };
 
 struct Reciprocal {
-    Made x;
+    Made x;  // or nothing, if it is made
     void* at;
     const void* shift;
     double eps;
@@ -293,7 +293,7 @@ struct Reciprocal {
     long single;
 };
 extern "C" void bigjko_reciprocal(const Reciprocal* r, long share, long from, long to) {
-    r->x.make(r->x.what, share, from, to);
+    if (r->x.make) r->x.make(r->x.what, share, from, to);
     r->least[share] = in_dtype(r->single, [&](auto, auto a) {
         using A = decltype(a);
         return reciprocal((A*)r->at + from, (const A*)r->shift + from, r->eps, to - from);

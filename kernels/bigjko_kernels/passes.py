@@ -125,6 +125,15 @@ class Parts(ctypes.Structure):
         return parts
 
 
+def _shares(size: int) -> int:
+    return max(1, -(-size // _SHARE))
+
+
+def _all(made: Parts, size: int) -> None:
+    """Every share of an array."""
+    load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
+
+
 class Feed:
     """What makes an array, at once or part by part.
 
@@ -217,25 +226,29 @@ class Combination(Feed):
 
     def whole(self) -> None:
         """See Feed."""
-        if self._out is self._x:
+        if (library := _compiled(self._x, self._y, self._out)) is not None:
+            _all(Parts.of(library.bigjko_combine, self._known(None)), self._out.numel())
+        elif self._out is self._x:
             self._x.mul_(self._a).add_(self._y, alpha=self._b)
         else:
             torch.mul(self._y, self._b, out=self._out).add_(self._x, alpha=self._a)
         if self._then is not None:
             self._then.whole()
 
+    def _known(self, follows: Parts | None) -> _Combination:
+        x, y, out = (t.data_ptr() for t in (self._x, self._y, self._out))
+        next_ = None if follows is None else ctypes.addressof(follows)
+        return _Combination(x, y, self._a, self._b, out, self._out.numel(), *_how(self._out), next_)
+
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed. With what follows, in one share alone."""
-        library, size, then = _compiled(self._x, self._y, self._out), self._out.numel(), self._then
-        follows = None if then is None or shares > 1 else then.parts(1, size)
+        library, then = _compiled(self._x, self._y, self._out), self._then
+        follows = None if then is None or shares > 1 else then.parts(1, self._out.numel())
         if library is None or (then is not None and follows is None):
             return None
         if self._made is None or self._made[0] is not follows:
-            x, y, out = (t.data_ptr() for t in (self._x, self._y, self._out))
-            next_ = None if follows is None else ctypes.addressof(follows)
-            known = _Combination(x, y, self._a, self._b, out, size, *_how(self._out), next_)
             function = library.bigjko_combine if follows is None else library.bigjko_combine_all
-            self._made = follows, Parts.of(function, known)
+            self._made = follows, Parts.of(function, self._known(follows))
         return self._made[1]
 
 
@@ -257,8 +270,18 @@ class Reciprocal(Feed):
     def whole(self) -> None:
         """See Feed."""
         self._feed.whole()
+        if (library := _compiled(self._x, self._shift)) is not None:
+            size = self._x.numel()
+            self._least = torch.empty(_shares(size), dtype=torch.float64)
+            _all(Parts.of(library.bigjko_reciprocal, self._known(None, self._least)), size)
+            return
         self._least = self._x.min().reshape(1)
         torch.sub(self._shift, self._x.log1p_(), alpha=1 / self._eps, out=self._x)
+
+    def _known(self, made: Parts | None, least: Tensor) -> _Reciprocal:
+        function = (None, None) if made is None else (made.make, made.what)
+        places = (self._x.data_ptr(), self._shift.data_ptr(), self._eps, least.data_ptr())
+        return _Reciprocal(*function, *places, self._x.dtype == torch.float32)
 
     def parts(self, shares: int, nodes: int) -> Parts | None:
         """See Feed."""
@@ -267,9 +290,7 @@ class Reciprocal(Feed):
             return None
         if self._made is None or self._made[0] is not made or len(self._made[1]) != shares:
             least = torch.empty(shares, dtype=torch.float64)
-            places = (self._x.data_ptr(), self._shift.data_ptr(), self._eps, least.data_ptr())
-            known = _Reciprocal(made.make, made.what, *places, self._x.dtype == torch.float32)
-            self._made = made, least, Parts.of(library.bigjko_reciprocal, known)
+            self._made = made, least, Parts.of(library.bigjko_reciprocal, self._known(made, least))
         _, self._least, parts = self._made
         return parts
 
@@ -299,8 +320,8 @@ class Quotient(Feed):
     def whole(self) -> None:
         """See Feed."""
         size = self._log_k.numel()
-        if (made := self.parts(max(1, -(-size // _SHARE)), _SHARE)) is not None:
-            load().bigjko_whole(made.make, made.what, size, compiler.threads(size))
+        if (made := self.parts(_shares(size), _SHARE)) is not None:
+            _all(made, size)
         else:
             self._sums = self._by_torch().reshape(1)
 

@@ -226,9 +226,9 @@ class _InTurnTwice(Twice):
         return None
 
     def through(self, use: Callable[[Parts, int], Used]) -> Used | None:
-        """See Twice: not where the last time something was left to be done otherwise."""
+        """See Twice."""
         with _lock:
-            call = self._ready() if self._in_turn.smooth else None
+            call = self._ready()
             if call is None or (self._parts[2] is None) != (self._feeds[2] is None):
                 return None
             return self._in_turn.through(call, use)
