@@ -61,6 +61,7 @@ from bigjko_kernels import (
     geodesic,
 )
 from bigjko_kernels.separable import TorchAxis
+from bigjko_kernels.triton_ridge import TritonStream
 
 # ------------------------------------------------------------------------------------------------- factors and grids
 
@@ -319,7 +320,7 @@ LOSSES: dict[str, LossCase] = {
 # ------------------------------------------------------------------------------------------------ features and neurons
 
 
-STREAMS: dict[str, type[Stream]] = {"tiled": Tiled, "keops": Keops, "compiled": Compiled}
+STREAMS: dict[str, type[Stream]] = {"tiled": Tiled, "keops": Keops, "compiled": Compiled, "triton": TritonStream}
 
 FEATURES: dict[str, type[Features]] = {"ridge": Ridge, "sum": Sum}
 

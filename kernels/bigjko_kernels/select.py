@@ -1,7 +1,10 @@
 """The choice of a kernel and of a stream, made once."""
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,6 +18,10 @@ from .lazy import Lazy
 from .ridge import Compiled
 from .separable import Separable
 from .streams import Stream, Tiled
+from .trial import trusted
+
+if TYPE_CHECKING:
+    from .triton_ridge import TritonStream
 
 _FEW = 1024  # nodes: all pairs take 2 to 20 ms on the CPU, Lazy's search 20 to 60, whatever it finds
 _HIGH = 128  # from this dimension on float32 gains less than a tenth over matrix products; float64 gains up to 784
@@ -40,6 +47,28 @@ def gibbs(grid: Grid, epsilon: float, cost: Cost | None = None) -> GibbsKernel:
 
 
 def stream(directions: Float[Tensor, "N d"], X: Float[Tensor, "n d"]) -> Stream:
-    """The default sums: Compiled on the CPU in low dimension, where it can be built, else Tiled."""
-    low = directions.shape[1] < _HIGH and Compiled.takes(directions)
-    return (Compiled if low else Tiled)(directions, X)
+    """The default sums: in low dimension Compiled on the CPU, TritonStream on a GPU, where they can be; else Tiled."""
+    if directions.shape[1] < _HIGH and Compiled.takes(directions):
+        return Compiled(directions, X)
+    by_triton = _by_triton(directions.device)
+    if by_triton is not None and by_triton.takes(directions):
+        return by_triton(directions, X)
+    return Tiled(directions, X)
+
+
+@functools.cache
+def _by_triton(device: torch.device) -> "type[TritonStream] | None":
+    """TritonStream if it works on a device, which is tried on a small step; torch for GPUs brings Triton on Linux."""
+    if device.type != "cuda":
+        return None
+
+    def trial() -> "tuple[type[TritonStream], float]":
+        from .triton_ridge import TritonStream
+
+        theta = torch.linspace(-1, 1, 120, dtype=torch.float64, device=device).sin().view(40, 3)
+        w, a, X, z = theta[:, :2], theta[:, 2], theta[:7, 1:], theta[:7, 0]
+        ours, theirs = (kind(w, X).descend(a, a**2, z, 0.1, 0.1) for kind in (TritonStream, Tiled))
+        gaps = ours.positions - theirs.positions, ours.outputs - theirs.outputs
+        return TritonStream, max(float(gap.abs().max()) for gap in gaps)
+
+    return trusted(trial, device)

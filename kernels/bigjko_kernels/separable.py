@@ -16,7 +16,6 @@ The exponentials are N (1 + 3/16) an axis instead of N n, the rest is BLAS in fl
 import functools
 import math
 import threading
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from .gibbs import LOG_ZERO, GibbsKernel, Twice
 from .grid import Grid
 from .pages import empty
 from .passes import Feed, Parts, Used
+from .trial import trusted
 
 if TYPE_CHECKING:
     from .tritons import TritonAxis
@@ -250,7 +250,8 @@ def _by_triton(device: torch.device) -> "type[TritonAxis] | None":
     """TritonAxis if it works on a device, which is tried on a small axis; torch for GPUs brings Triton on Linux."""
     if device.type != "cuda":
         return None
-    try:
+
+    def trial() -> "tuple[type[TritonAxis], float]":
         from .tritons import TritonAxis
 
         circle, cost = Circle.uniform(40, device=device), SquaredArc()
@@ -258,18 +259,9 @@ def _by_triton(device: torch.device) -> "type[TritonAxis] | None":
         out = torch.empty_like(b)
         TritonAxis(circle, cost, 0.01, b.numel())(b, out)
         log_k = -cost(circle.nodes[:, None], circle.nodes[None]) / 0.01
-        gap = float((out - torch.logsumexp(log_k[None, :, :, None] + b[:, None], 2)).abs().max())
-        if not gap < 1e-9:
-            raise KernelError(f"received sums that are off by {gap:.1e}, need those of torch")
-    except torch.cuda.OutOfMemoryError:
-        raise
-    # Whatever it raises, it is said, and torch does the work.
-    except Exception as error:  # noqa: BLE001
-        warnings.warn(
-            f"received {error!r} from Triton on {device}: the kernel takes torch, several times slower", stacklevel=2
-        )
-        return None
-    return TritonAxis
+        return TritonAxis, float((out - torch.logsumexp(log_k[None, :, :, None] + b[:, None], 2)).abs().max())
+
+    return trusted(trial, device)
 
 
 class TorchAxis:

@@ -1,4 +1,7 @@
-"""Sums over directions and data of relu(w . x), by matrix products and by KeOps; ridge.py has them compiled."""
+"""Sums over directions and data of relu(w . x), by matrix products and by KeOps.
+
+ridge.py has them compiled for the CPU, triton_ridge.py for a GPU.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -33,12 +33,12 @@ _TINY = tl.constexpr(1e-280)  # a sum below it may have lost terms to underflow
 _INF = tl.constexpr(math.inf)
 
 
-def _jit(kernel: Callable[..., None]) -> Any:
+def jit(kernel: Callable[..., Any], **options: Any) -> Any:
     """Of the function as it is written: what checks types at run time may have wrapped it."""
-    return triton.jit(inspect.unwrap(kernel))
+    return triton.jit(inspect.unwrap(kernel), **options)
 
 
-@_jit
+@jit
 def _tops(  # type: ignore[no-untyped-def]
     b, tops, n, tiles, along, across, blocks, lines, T: tl.constexpr, L: tl.constexpr
 ):  # fmt: skip
@@ -58,7 +58,7 @@ def _tops(  # type: ignore[no-untyped-def]
     tl.store(tops + (first * tiles + line.to(tl.int64) * step + tile * along), tl.max(x, 0), mask=line < lines)
 
 
-@_jit
+@jit
 def _sums(  # type: ignore[no-untyped-def]
     b, tops, near, log_k, ratio, out, margin, n, tiles, groups, along, across, blocks, lines,
     AROUND: tl.constexpr, T: tl.constexpr, OUT: tl.constexpr, L: tl.constexpr,
