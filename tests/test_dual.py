@@ -394,6 +394,32 @@ def balanced(tau: float) -> Iterator[Problem]:
         yield Problem(risk, grid, way.uniform(grid, radius=0.7), tau, math.nan, math.nan)
 
 
+def test_a_climb_whose_points_leave_no_room_for_one_another_ends() -> None:
+    """The blocks of a kernel that one point needs put out those of another: it is left to the solver."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    y = 5 * torch.randn(40, generator=generator, dtype=torch.float64)
+    way = bj.neurons.Signed()
+    grid = way.grid(400, 1)
+    jko = bj.JKO(bj.Risk(X, y, way, loss=Squared(1 / 40)), grid, tau=10.0, epsilon=3 * way.spacing(grid) ** 2)
+    start = bj.GridMeasure.uniform(grid)
+    assert jko.step(start, jko.init(start), 10.0).status is bj.Status.ok
+
+
+def test_an_infeasible_point_is_one_whatever_the_kernel_has_done_before() -> None:
+    """On one sheet alone, while the other lacks blocks: seen before they are made."""
+    generator = torch.Generator().manual_seed(7)
+    X, y = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((6, 2), (6,)))
+    way = bj.neurons.Projected()
+    grid = way.grid(100, 2)
+    jko = bj.JKO(bj.Risk(X, y, way, weight_decay=0.01), grid, tau=1.0, entropy=bj.Debiased(passes=5))
+    start = way.uniform(grid, radius=1.0)
+    state = jko.init(start)
+    first, again = (jko.step(start, state, 1.0) for _ in range(2))
+    assert torch.equal(first.measure.log_masses, again.measure.log_masses)
+    assert first.stats == pytest.approx(again.stats, rel=0.0, abs=0.0, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", ["jko", "jko, second order", "jko, projected", "jko, second order, projected"])
 def test_what_a_kernel_has_done_before_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it lacks blocks a climb is begun again, and does not go on in another way."""

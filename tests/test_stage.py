@@ -10,7 +10,7 @@ import torch
 
 import bigjko as bj
 from bigjko.jko.stage import BoxedMeasure, support
-from bigjko.transport import Response
+from bigjko.transport import Response, WassersteinFisherRao
 from bigjko_kernels.passes import Feed
 
 F64 = torch.float64
@@ -251,6 +251,20 @@ def test_the_contract_of_a_transport(d: int) -> None:
     h = 0.01 * torch.rand(grid.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
     assert transport.feasible(h, fit)
     told = transport.respond(q, h, fit)
+
+    # mathematics.md 2 and 3, application by application.
+    eps, apply = transport.epsilon, transport.kernel.log_apply
+    if isinstance(transport, WassersteinFisherRao):
+        shift = transport.scale
+        log_a = -torch.log1p(torch.expm1(-fit) + h) / eps
+        log_b = (q - apply(log_a + shift) - shift) / (1 + eps)
+        log_p = (1 + eps) * log_a + apply(log_b + shift) + shift
+        blurred = apply(fit / eps + shift) + shift
+    else:
+        b = (fit - h) / eps
+        log_p, blurred = b + apply(q - apply(b)), apply(fit / eps)
+    assert torch.allclose(told.log_p, log_p, rtol=0.0, atol=1e-12)
+    assert torch.allclose(transport.blurred(fit, torch.empty_like(fit)), blurred, rtol=0.0, atol=1e-12)
 
     def into(h: torch.Tensor) -> Response | None:
         def tilt(base: torch.Tensor, scale: float, alpha: float, out: torch.Tensor) -> Feed:

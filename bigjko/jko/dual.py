@@ -223,25 +223,29 @@ class _Dual:
         """As far as compiled code gets up from z by whole moves; None where there is none, or no way from z.
 
         What an evaluation lacks that does not go through is there afterwards, and the climb begins again: the steps
-        that are taken must not depend on what a kernel has done before. What stops it twice, does so for good.
+        that are taken must not depend on what a kernel has done before. Where it is stopped twice nothing climbs.
         """
         quadratic = self._box.quadratic
-        stopped: Tensor | None = None
-        if quadratic is None or self._weighed.matters:
+        stopped = list[Tensor]()
+        if quadratic is None or self._weighed.matters or self._torn:
             return None
 
         def use(evaluation: Evaluation) -> Climbed | None:
             self._z.copy_(z)
             return climb(evaluation, self._z, self._weighed.sums.outputs, quadratic, self._tau, B, rules)
 
-        while not self._torn:
+        for _ in range(rules.turns + 2):  # it has no more points
             climbed = self._respond.through(use)
             if climbed is None:
                 return None
-            self._torn = climbed.torn and stopped is not None and torch.equal(stopped, self._z)
-            if self._torn or not climbed.torn:
+            if not climbed.torn:
                 return climbed if climbed.evaluations else None
-            self.at(stopped := self._z.clone())
+            if any(torch.equal(self._z, known) for known in stopped):
+                break
+            stopped.append(self._z.clone())
+            if self.at(stopped[-1]) is None:  # infeasible, which goes through, as NaN, where a kernel lacks nothing
+                return climbed._replace(evaluations=climbed.evaluations + 1) if climbed.evaluations else None
+        self._torn = True
         return None
 
 

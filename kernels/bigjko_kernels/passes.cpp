@@ -81,7 +81,7 @@ double reciprocal(A* x, const A* shift, double eps, long n) {
     V least = all(INFINITY);
     M wrong{};
     registers(n, [&](long i, auto left) {
-        const V a = load(x + i, left), u = a + 1.0;
+        const V a = smaller(all(1e300), load(x + i, left)), u = a + 1.0;  // so that inf - inf is not met
         const M none = (M)(u == 1.0), there = (M)(a > -1.0);  // of NaN neither
         // log(u) a / (u - 1): the rounding of u goes out of it (Kahan).
         const V log = log_of<Double>((V)(((M)u & there) | ((M)all(1) & ~there))) * (a / (u - 1.0));
@@ -100,7 +100,7 @@ double damp(const A* log_q, const A* shift, A* log_k, double eps, long n) {
     M wrong{};
     const double by = 1 / (1 + eps);
     registers(n, [&](long i, auto left) {
-        const V q = load(log_q + i, left, -1000), s = load(shift + i, left), k = load(log_k + i, left) + s;
+        const V q = load(log_q + i, left, -INFINITY), s = load(shift + i, left), k = load(log_k + i, left) + s;
         const V a = (q + k * eps) * by;
         total += masses_of<Double>(a);
         wrong |= undefined(a) | (M)(a > 709);
@@ -328,6 +328,7 @@ extern "C" void bigjko_combine(const Combination* c, long, long from, long to) {
         combine((const A*)c->x + from, c->a, (const A*)c->y + from, c->b, (A*)c->out + from, to - from);
     });
 }
+// Whatever the range: what follows a kernel is told none.
 extern "C" void bigjko_combine_all(const Combination* c, long, long, long) {
     shared(c->n, 1, c->threads, [=](long share, long from, long to) { bigjko_combine(c, share, from, to); });
     if (c->then) c->then->make(c->then->what, 0, 0, 0);

@@ -222,7 +222,7 @@ class Combination(Feed):
         then: Feed | None = None,
     ) -> None:
         self._x, self._a, self._y, self._b, self._out, self._then = x, a, y, b, out, then
-        self._made: tuple[Parts | None, Parts] | None = None
+        self._made: tuple[tuple[Parts | None, bool], Parts] | None = None
 
     def whole(self) -> None:
         """See Feed."""
@@ -246,9 +246,9 @@ class Combination(Feed):
         follows = None if then is None or shares > 1 else then.parts(1, self._out.numel())
         if library is None or (then is not None and follows is None):
             return None
-        if self._made is None or self._made[0] is not follows:
-            function = library.bigjko_combine if follows is None else library.bigjko_combine_all
-            self._made = follows, Parts.of(function, self._known(follows))
+        if self._made is None or self._made[0] != (follows, shares == 1):
+            function = library.bigjko_combine_all if shares == 1 else library.bigjko_combine
+            self._made = (follows, shares == 1), Parts.of(function, self._known(follows))
         return self._made[1]
 
 
