@@ -412,7 +412,7 @@ def test_an_infeasible_point_is_one_whatever_the_kernel_has_done_before() -> Non
     X, y = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((6, 2), (6,)))
     way = bj.neurons.Projected()
     grid = way.grid(100, 2)
-    jko = bj.JKO(bj.Risk(X, y, way, weight_decay=0.01), grid, tau=1.0, entropy=bj.Debiased(passes=5))
+    jko = bj.JKO(bj.Risk(X, y, way, weight_decay=0.01), grid, 1.0, 0.75 * way.spacing(grid) ** 2, bj.Debiased(passes=5))
     start = way.uniform(grid, radius=1.0)
     state = jko.init(start)
     first, again = (jko.step(start, state, 1.0) for _ in range(2))
