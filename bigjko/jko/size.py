@@ -62,6 +62,6 @@ def _bands(n: int, m: int, N: int) -> int:
 
 _TILES = 600  # bytes a node for the pairs of tiles of a sphere, or where a cost is joint
 _MATRICES = 8  # n x n: the curvature, its update, a factorisation and their temporaries
-_FIXED = 24 << 20  # slabs of a kernel, parts of a sum, tiles of features
+_FIXED = 8 << 20  # slabs of a kernel, parts of a sum, tiles of features
 _SLAB_ON_GPUS = 1 << 23  # nodes between two axes of three
 _PART_ON_GPUS = 1 << 22  # nodes of which a refit has three temporaries
