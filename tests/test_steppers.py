@@ -121,7 +121,6 @@ def test_a_gpu_takes_the_steps_of_the_cpu(make: Callable[[float], tuple[Any, Any
     stepper, start = make(0.1)
     there = torch.empty(0, device="cuda").device
     here, far = bj.evolve(stepper, start, 0.3), bj.evolve(moved(stepper, there), start.to(device=there), 0.3)
-    assert far.outputs.device.type == "cpu" or far.outputs.device == there
     assert float((far.outputs.cpu() - here.outputs).abs().max()) <= 1e-6
     assert torch.allclose(far.masses.cpu(), here.masses, rtol=1e-6)
 

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -295,7 +295,7 @@ class Reciprocal(Feed):
         return parts
 
 
-class Quotient(Feed):
+class Quotient(Feed, ABC):
     """Remakes a log_k in place, and sums something of it as it was."""
 
     _sums: Tensor | None = None  # those asked for last

@@ -133,8 +133,9 @@ class Separable(GibbsKernel):
 
     def _source(self, b: Tensor, out: Tensor) -> Tensor:
         """What an application by compiled code, in place perhaps, has been of."""
-        in_place = len(self._axes) == 1 and self._between is not None and out.data_ptr() == b.data_ptr()
-        return self._between.view(b.shape) if in_place and self._between is not None else b
+        if len(self._axes) > 1 or self._between is None or out.data_ptr() != b.data_ptr():
+            return b
+        return self._between.view(b.shape)
 
     def _axis_by_axis(self, b: Tensor, out: Tensor) -> Tensor:
         if not self._axes:
